@@ -1,0 +1,19 @@
+//! The ground floor: values, parsing and pure decisions. No clock, no network, no runtime.
+//!
+//! ```text
+//! names ──► resources ──► request ─┐
+//!   │                              ├─► placement   (which site, and why)
+//!   └─────► site, snapshot ────────┘
+//!   └─────► run                        (one life of a server: states, attempts, what to do next)
+//!   └─────► backend                    (what every batch system promises)
+//! ```
+//!
+//! Import a name from the module that owns it.
+
+pub mod backend;
+pub mod names;
+pub mod placement;
+pub mod request;
+pub mod resources;
+pub mod run;
+pub mod site;

@@ -1,0 +1,2 @@
+//! spawner-svc
+fn main() {}
