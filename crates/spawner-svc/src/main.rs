@@ -1,2 +1,3 @@
-//! spawner-svc
+//! The program `glidepath-spawner`.
+
 fn main() {}

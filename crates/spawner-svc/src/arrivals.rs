@@ -1,0 +1,1 @@
+//! Where agents arrive: tickets, the gate, and what is reachable.

@@ -1,0 +1,1 @@
+//! What the operator's file says, and what the program may use.

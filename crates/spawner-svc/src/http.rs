@@ -1,0 +1,1 @@
+//! The HTTP API: all routes on one page.

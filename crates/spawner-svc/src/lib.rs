@@ -1,0 +1,24 @@
+//! Placement, life cycle and relay of users' servers.
+//!
+//! ```text
+//! Hub ──► http ──► spawn ──► placement, store ──► backend ──► job ──► agent
+//!                    │                                                  │ dials home
+//!                    └───────────► arrivals ◄───────────────────────────┘
+//!                                     ▲
+//! Hub's proxy ──► proxy (relay) ──────┘ finds the link by the service prefix
+//! ```
+//!
+//! Files, from the ground up: `config`; `seal`, `sites`, `arrivals`, `store`, `metrics`, `tls`; `spawn`, `proxy`
+//! (which meet only in `arrivals`); `http`; `app`; `main`. Only `app` names a concrete backend.
+
+pub mod app;
+pub mod arrivals;
+pub mod config;
+pub mod http;
+pub mod metrics;
+pub mod proxy;
+pub mod seal;
+pub mod sites;
+pub mod spawn;
+pub mod store;
+pub mod tls;

@@ -1,0 +1,1 @@
+//! Relay and Hub API forwarding.

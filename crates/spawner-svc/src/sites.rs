@@ -1,0 +1,1 @@
+//! The configured sites, their backends and what they can take now.

@@ -1,0 +1,1 @@
+//! The link listener's certificate.
