@@ -163,6 +163,26 @@ pub struct ServerEnd {
     pub signal: Option<i32>,
     /// Why the agent ended it, or could not start it; `None` when it ended by itself.
     pub why: Option<String>,
+    /// The same as a word for programs.
+    #[serde(default)]
+    pub cause: EndCause,
+}
+
+/// What brought the server's end about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndCause {
+    /// It exited, or a signal that the agent did not send killed it.
+    #[default]
+    ByItself,
+    /// Home asked for the end, or the batch system did (SIGTERM to the agent).
+    Asked,
+    /// It lived as long as its launch order grants.
+    Walltime,
+    /// Home was absent for longer than the dial file grants.
+    HomeAbsent,
+    /// It could not be started at all.
+    CannotStart,
 }
 
 /// What the server and all its processes used so far.
@@ -234,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_report_reads_back() {
-        let end = ServerEnd { exit_code: Some(3), signal: None, why: None };
+        let end = ServerEnd { exit_code: Some(3), ..ServerEnd::default() };
         let report = FromAgent::Report(Report {
             phase: Phase::Ended(end),
             agent_version: "0.1.0".to_owned(),
