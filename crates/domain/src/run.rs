@@ -1,158 +1,397 @@
 //! One life of a server, with its attempts, as a pure state machine.
 //!
-//! In: what was seen and asked, with the time. Out: the next state, and what is to be done now. No clock, no network,
-//! no store; who does what is asked is `spawn`.
-
-use std::time::Duration;
+//! In: what was seen and asked ([`Event`]), with the time. Out: the next state, and what is to be done ([`Effect`]).
+//! No clock, no network, no store; who does what is asked is `spawn`, after it has written the new state down.
+//!
+//! ```text
+//! requested ─► placed ─► submitting ─► queued ─► dialling ─► starting ─► ready ─► stopping ─► ended(reason)
+//!                ▲            │           │          │           │
+//!                └────────────┴───────────┴──────────┴───────────┘ the site failed: fence the attempt, try the next
+//! ```
+//!
+//! Each step first notes what was heard (`hear`), then decides from what is known (`decide`): a decision never hangs
+//! on the order or the number of messages. Only the current attempt's messages count; an older one is fenced, and all
+//! that is heard of it serves to clean it up. An ended run stays in hand until each of its jobs is known to be gone.
 
 use serde::{Deserialize, Serialize};
 
-/// A point in time, in milliseconds since 1970 in UTC. Given in by the caller.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Moment(pub u64);
+use crate::backend::{CancelHow, JobEnd, JobState};
+use crate::names::{RunId, SiteName};
 
-impl Moment {
-    /// This much later.
-    #[must_use]
-    pub fn after(self, wait: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
-    }
+mod decide;
+mod hear;
+#[cfg(test)]
+mod tests;
+mod values;
+mod words;
 
-    /// How long ago `earlier` was; zero if it lies ahead.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(self.0.saturating_sub(earlier.0))
-    }
-}
+pub use values::{Deadlines, End, EndReason, Life, Moment, State};
 
-/// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Asked for.
-    Requested,
-    /// A site is chosen.
-    Placed,
-    /// Being handed to the site's batch system.
-    Submitting,
-    /// The batch system has it.
-    Queued,
-    /// It has a slot; its agent is expected to dial home.
-    Dialling,
-    /// The agent is home; the server starts.
-    Starting,
-    /// The server answers.
-    Ready,
-    /// It was told to end.
-    Stopping,
-    /// Over; nothing changes that.
-    Ended,
-}
-
-/// Whether a run lives, as far as anybody can tell. Unknown never ends one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Life {
-    /// It lives, or is on its way.
-    Alive,
-    /// It is over.
-    Gone,
-    /// Nobody can tell at present.
-    Unknown,
-}
-
-/// Why a run ended, in stable words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EndReason {
-    /// A ready server was told to end.
-    Stopped,
-    /// It was told to end before it was ready.
-    Cancelled,
-    /// The server's process exited.
-    Exited,
-    /// A signal that nobody here sent killed the server's process.
-    Killed,
-    /// No site could take it.
-    NoSite,
-    /// It waited too long in the queue.
-    QueueDeadline,
-    /// Its agent did not dial home in time.
-    DialDeadline,
-    /// The server did not answer in time.
-    StartDeadline,
-    /// The job is gone and its agent with it.
-    AgentLost,
-    /// It lived as long as it was granted.
-    Walltime,
-    /// The site refused it, or its ticket was refused.
-    Refused,
-    /// Its agent could not reach home for too long and ended it.
-    HomeAbsent,
-}
-
-impl EndReason {
-    /// The stable word, as APIs and records write it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stopped => "stopped",
-            Self::Cancelled => "cancelled",
-            Self::Exited => "exited",
-            Self::Killed => "killed",
-            Self::NoSite => "no_site",
-            Self::QueueDeadline => "queue_deadline",
-            Self::DialDeadline => "dial_deadline",
-            Self::StartDeadline => "start_deadline",
-            Self::AgentLost => "agent_lost",
-            Self::Walltime => "walltime",
-            Self::Refused => "refused",
-            Self::HomeAbsent => "home_absent",
-        }
-    }
-}
-
-/// How a run ended. Text in it is plain, capped and free of control characters.
+/// One life of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
-    /// A stable word.
+pub struct Run {
+    /// Which life.
+    pub id: RunId,
+    /// Where it stands.
+    pub state: State,
+    /// When it got there.
+    pub since: Moment,
+    /// When it was asked for.
+    pub requested_at: Moment,
+    /// Seconds that the server may live, from its launch.
+    pub walltime_s: u64,
+    /// The sites that can take it, best first; an attempt at each in turn.
+    pub plan: Vec<Choice>,
+    /// All attempts; the last is the current one. At most one is not fenced.
+    pub tries: Vec<Try>,
+    /// Why it is to end, once that was asked.
+    pub stop: Option<Stop>,
+    /// When the first launch order went out.
+    pub launched_at: Option<Moment>,
+    /// When the server first answered.
+    pub ready_at: Option<Moment>,
+    /// How it ended.
+    pub end: Option<End>,
+    /// From when the current state's deadline counts: `since`, or the last start of the service.
+    clock: Moment,
+}
+
+/// A site that placement found fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Its name.
+    pub site: SiteName,
+    /// What users read.
+    pub title: String,
+}
+
+/// That and why a run is to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// The reason that its end will carry.
     pub reason: EndReason,
-    /// The same in a sentence for the user.
-    pub message: String,
-    /// Exit code of the server, when it exited.
-    pub exit_code: Option<i32>,
-    /// Signal that killed the server, when one did.
-    pub signal: Option<i32>,
-    /// The last lines that the server wrote, oldest first.
-    pub last_lines: Vec<String>,
-    /// When it ended.
+    /// In a sentence for the user.
+    pub why: String,
+    /// At once instead of kindly.
+    pub now: bool,
+    /// When it was asked.
     pub at: Moment,
 }
 
-/// How long each step may take. From the operator's config.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadlines {
-    /// From asking until the job has a slot.
-    pub queued: Duration,
-    /// From the slot until the agent is home.
-    pub dialling: Duration,
-    /// From the agent's arrival until the server answers.
-    pub starting: Duration,
-    /// How long a site may be silent before the next one is tried; never ends a server that was ready.
-    pub doubt: Duration,
-    /// Between a kind request to end and the unkind one.
-    pub grace: Duration,
+/// One submit of the run to one site, and what is known of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Try {
+    /// Counts from 1.
+    pub number: u32,
+    /// Where.
+    pub at: Choice,
+    /// When it was begun.
+    pub begun: Moment,
+    /// What became of the submit.
+    pub submit: Submit,
+    /// When the last submit returned: a list that was asked for later and lacks the job says that it is gone.
+    pub submit_returned: Option<Moment>,
+    /// True once it may not attach: another attempt follows, or the run is over.
+    pub fenced: bool,
+    /// True once its agent has been home.
+    pub linked: bool,
+    /// Why it failed, for the user.
+    pub trouble: Option<String>,
+    /// What the last successful list said of its job.
+    pub job: Job,
+    /// When the site stopped answering, while it does not.
+    pub silent_since: Option<Moment>,
+    /// True once the backend has taken a cancel.
+    pub cancelled: bool,
+    /// True once nothing is left of it at the site.
+    pub cleaned: bool,
+    #[serde(skip)]
+    now: Now,
 }
 
-impl Default for Deadlines {
-    fn default() -> Self {
+/// What a submit came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Submit {
+    /// Asked, or about to be.
+    Asked,
+    /// There may be a job or not; asking again is harmless.
+    Unsure,
+    /// The batch system has it.
+    Done,
+    /// The batch system said no: there is no job.
+    Refused,
+}
+
+/// What lists say of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Job {
+    /// Nothing yet.
+    NotSeen,
+    /// It waits for a slot.
+    Queued {
+        /// Place in the queue, from 1, when known.
+        position: Option<u32>,
+        /// Seconds until it starts, when known.
+        predicted_wait_s: Option<u32>,
+    },
+    /// It has a slot.
+    Running,
+    /// Alive and not going on, in the system's words.
+    Stuck(String),
+    /// Over, or not in a whole and successful list.
+    Gone {
+        /// How it ended, when the system tells.
+        end: Option<JobEnd>,
+        /// When that was seen first.
+        at: Moment,
+    },
+}
+
+/// What is known only while this service runs: after a restart it is found out anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Now {
+    submitting: bool,
+    submit_again: Option<Moment>,
+    link: LinkNow,
+    launch_sent: bool,
+    stop_sent: bool,
+    close_sent: bool,
+    phase: Option<Phase>,
+    lines: Vec<String>,
+    answer: Option<Answer>,
+    cancel_asked: Option<(Moment, CancelHow)>,
+    forget_asked: Option<Moment>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum LinkNow {
+    #[default]
+    None,
+    Up,
+    Down(Moment),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Status(u16),
+    Silent(String),
+}
+
+/// What an agent says of its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// No launch order yet.
+    Waiting,
+    /// The process runs; nothing listens yet.
+    Starting,
+    /// Its socket takes connections.
+    Listening,
+    /// It was told to end and has not yet.
+    Ending,
+    /// It ended, or could not be started.
+    Ended(ServerEnd),
+}
+
+/// How a server ended, in its agent's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerEnd {
+    /// Its exit code, when it exited.
+    pub exit_code: Option<i32>,
+    /// The signal that killed it, when one did.
+    pub signal: Option<i32>,
+    /// Why the agent ended it or could not start it; plain text.
+    pub why: Option<String>,
+    /// The same as a word.
+    pub cause: EndCause,
+}
+
+/// What brought a server's end about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndCause {
+    /// It exited or was killed, and nobody here asked for that.
+    ByItself,
+    /// Home or the batch system asked for it.
+    Asked,
+    /// It lived as long as it was granted.
+    Walltime,
+    /// Home was absent for too long.
+    HomeAbsent,
+    /// It could not be started at all.
+    CannotStart,
+}
+
+/// What was seen or asked. The number is the attempt's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A submit returned: the batch system has the job.
+    SubmitDone(u32),
+    /// A submit returned: no, and there is no job.
+    SubmitRefused(u32, String),
+    /// A submit returned nothing that was understood.
+    SubmitUnknown(u32, String),
+    /// A list showed the job.
+    JobSeen(u32, JobState),
+    /// A whole and successful list, asked for at that moment, did not have it.
+    JobAbsent(u32, Moment),
+    /// The site did not answer.
+    SiteSilent(u32),
+    /// The backend took a cancel.
+    CancelDone(u32),
+    /// The backend keeps nothing of it any more.
+    ForgetDone(u32),
+    /// Its agent has a new link home.
+    Linked(u32),
+    /// That link has no lane at present.
+    LinkCut(u32),
+    /// That link has a lane again.
+    LinkBack(u32),
+    /// That link is over; the agent may come with another.
+    LinkClosed(u32),
+    /// The agent reported, with the server's last lines.
+    Report(u32, Phase, Vec<String>),
+    /// The server answered a probe with this status.
+    Answered(u32, u16),
+    /// The server did not answer a probe, and why.
+    Silent(u32, String),
+    /// The run is to end.
+    StopAsked {
+        /// The sentence for the user.
+        why: String,
+        /// At once instead of kindly.
+        now: bool,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done, once the new state is written down. The number is the attempt's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Hand it to the batch system; may be asked again.
+    Submit(u32),
+    /// Ask for the end of its job and all it left; may be asked again.
+    Cancel(u32, CancelHow),
+    /// Let the batch system forget its ended job; may be asked again.
+    Forget(u32),
+    /// Send the launch order over its link.
+    SendLaunch(u32),
+    /// Tell the agent to end its server kindly, with the sentence for its log.
+    SendStop(u32, String),
+    /// Close its link for good, with the reason for the agent.
+    CloseLink(u32, String),
+    /// The site failed in this attempt; placement should know.
+    SiteFailed(u32, String),
+    /// The site did well in this attempt.
+    SiteDidWell(u32),
+    /// No attempt needs the launch order again.
+    EraseOrder,
+}
+
+impl Run {
+    /// A run that was asked for, with the sites that can take it, best first.
+    #[must_use]
+    pub fn requested(id: RunId, plan: Vec<Choice>, walltime_s: u64, now: Moment) -> Self {
         Self {
-            queued: Duration::from_secs(24 * 3600),
-            dialling: Duration::from_secs(120),
-            starting: Duration::from_secs(180),
-            doubt: Duration::from_secs(120),
-            grace: Duration::from_secs(10),
+            id,
+            state: State::Requested,
+            since: now,
+            requested_at: now,
+            walltime_s,
+            plan,
+            tries: Vec::new(),
+            stop: None,
+            launched_at: None,
+            ready_at: None,
+            end: None,
+            clock: now,
         }
+    }
+
+    /// Takes one event in. What comes out is to be done after the new state has been written down.
+    pub fn step(&mut self, event: Event, now: Moment, deadlines: &Deadlines) -> Vec<Effect> {
+        self.hear(event, now);
+        self.decide(now, deadlines)
+    }
+
+    /// Goes on after the service was started again: links, probes and calls under way are gone with the old process,
+    /// and the time that nobody watched counts for no deadline of dialling, starting or stopping.
+    pub fn resume(&mut self, now: Moment, deadlines: &Deadlines) -> Vec<Effect> {
+        self.clock = match self.state {
+            State::Requested | State::Placed | State::Submitting | State::Queued | State::Ended => self.clock,
+            State::Dialling | State::Starting | State::Ready | State::Stopping => self.clock.max(now),
+        };
+        for attempt in &mut self.tries {
+            attempt.now = Now::default();
+            attempt.submit_returned.get_or_insert(now);
+            if attempt.linked {
+                attempt.now.link = LinkNow::Down(now);
+            }
+        }
+        self.decide(now, deadlines)
+    }
+
+    /// The current attempt, if there was one.
+    #[must_use]
+    pub fn current(&self) -> Option<&Try> {
+        self.tries.last()
+    }
+
+    /// The attempt with this number.
+    #[must_use]
+    pub fn attempt(&self, number: u32) -> Option<&Try> {
+        self.tries.iter().find(|attempt| attempt.number == number)
+    }
+
+    /// True when it is over and nothing is left of it at any site.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.state == State::Ended && self.tries.iter().all(|attempt| attempt.cleaned)
+    }
+
+    /// The attempt whose server should be asked whether it answers.
+    #[must_use]
+    pub fn probes(&self) -> Option<u32> {
+        let current = self.current().filter(|_| self.state == State::Starting)?;
+        (current.now.phase == Some(Phase::Listening) && current.now.link != LinkNow::None)
+            .then_some(current.number)
+    }
+
+    /// True while its site should be listed often: something starts, stops or is being cleaned up.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        let link_lost = self.current().is_some_and(|attempt| matches!(attempt.now.link, LinkNow::Down(_)));
+        match self.state {
+            State::Ready => link_lost,
+            State::Ended => !self.is_settled(),
+            _ => true,
+        }
+    }
+}
+
+impl Try {
+    fn begin(number: u32, at: Choice, now: Moment) -> Self {
+        Self {
+            number,
+            at,
+            begun: now,
+            submit: Submit::Asked,
+            submit_returned: None,
+            fenced: false,
+            linked: false,
+            trouble: None,
+            job: Job::NotSeen,
+            silent_since: None,
+            cancelled: false,
+            cleaned: false,
+            now: Now::default(),
+        }
+    }
+
+    /// True while its agent's link has a lane.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.now.link == LinkNow::Up
     }
 }

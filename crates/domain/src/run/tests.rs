@@ -1,0 +1,509 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::backend::{CancelHow, JobEnd, JobState};
+use crate::names::{RunId, SiteName};
+
+const WALLTIME_S: u64 = 7200;
+
+fn deadlines() -> Deadlines {
+    let s = Duration::from_secs;
+    Deadlines { queued: s(3600), dialling: s(120), starting: s(180), doubt: s(60), grace: s(10) }
+}
+
+fn choice(site: &str) -> Choice {
+    Choice { site: SiteName::parse(site).unwrap(), title: site.to_uppercase() }
+}
+
+/// A run and the time, told like a story.
+#[derive(Clone)]
+struct Story {
+    run: Run,
+    now: Moment,
+    out: Vec<Effect>,
+}
+
+impl Story {
+    fn at(sites: &[&str]) -> Self {
+        let now = Moment(1_700_000_000_000);
+        let id = RunId::from_parts(now.0, 7);
+        let run = Run::requested(id, sites.iter().map(|site| choice(site)).collect(), WALLTIME_S, now);
+        let mut story = Self { run, now, out: vec![] };
+        story.hears(Event::Tick);
+        story
+    }
+
+    fn hears(&mut self, event: Event) -> &mut Self {
+        self.out = self.run.step(event, self.now, &deadlines());
+        self
+    }
+
+    /// A list that was asked for now does not have the job.
+    fn hears_absent(&mut self, number: u32) -> &mut Self {
+        self.hears(Event::JobAbsent(number, self.now))
+    }
+
+    fn after(&mut self, seconds: u64) -> &mut Self {
+        self.now = self.now.after(Duration::from_secs(seconds));
+        self.hears(Event::Tick)
+    }
+
+    fn queued(sites: &[&str]) -> Self {
+        let mut story = Self::at(sites);
+        story.hears(Event::SubmitDone(1));
+        story
+    }
+
+    fn starting(sites: &[&str]) -> Self {
+        let mut story = Self::queued(sites);
+        story.hears(running(1)).hears(Event::Linked(1));
+        story
+    }
+
+    fn ready(sites: &[&str]) -> Self {
+        let mut story = Self::starting(sites);
+        story.hears(Event::Report(1, Phase::Listening, vec!["ready to serve".to_owned()]));
+        story.hears(Event::Answered(1, 200));
+        assert_eq!(story.run.state, State::Ready);
+        story
+    }
+
+    fn end(&self) -> &End {
+        self.run.end.as_ref().expect("it ended")
+    }
+}
+
+fn running(n: u32) -> Event {
+    Event::JobSeen(n, JobState::Running { direct: None })
+}
+
+fn ended(code: Option<i32>, signal: Option<i32>, cause: EndCause) -> Phase {
+    Phase::Ended(ServerEnd { exit_code: code, signal, why: None, cause })
+}
+
+#[test]
+fn a_run_goes_through_its_states_in_order() {
+    let mut story = Story::at(&["here"]);
+    assert_eq!(story.run.state, State::Submitting);
+    assert_eq!(story.out, [Effect::Submit(1)]);
+    assert_eq!(story.hears(Event::SubmitDone(1)).run.state, State::Queued);
+    assert_eq!(story.hears(running(1)).run.state, State::Dialling);
+    assert_eq!(story.hears(Event::Linked(1)).out, [Effect::SendLaunch(1)]);
+    assert_eq!(story.run.state, State::Starting);
+    assert_eq!(story.run.probes(), None, "nothing listens yet");
+    story.hears(Event::Report(1, Phase::Listening, vec![]));
+    assert_eq!(story.run.probes(), Some(1));
+    assert_eq!(story.hears(Event::Answered(1, 500)).run.state, State::Starting, "500 is no life");
+    assert_eq!(story.hears(Event::Answered(1, 302)).run.state, State::Ready);
+    story.hears(Event::StopAsked { why: "it was stopped".to_owned(), now: false });
+    assert_eq!(story.run.state, State::Stopping);
+    assert_eq!(story.out, [Effect::SendStop(1, "it was stopped".to_owned())]);
+    story.hears(Event::Report(1, ended(Some(0), None, EndCause::Asked), vec![]));
+    assert_eq!(story.out, [Effect::Cancel(1, CancelHow::Kindly)], "whatever it left is removed");
+    story.hears(Event::CancelDone(1)).hears_absent(1);
+    assert_eq!((story.run.state, story.end().reason), (State::Ended, EndReason::Stopped));
+    assert!(story.out.contains(&Effect::Forget(1)), "{:?}", story.out);
+    story.hears(Event::ForgetDone(1));
+    assert!(story.run.is_settled());
+}
+
+#[test]
+fn an_agent_that_dials_before_its_submit_returns_is_taken() {
+    let mut story = Story::at(&["here"]);
+    story.hears(Event::Linked(1));
+    assert_eq!(story.run.state, State::Starting);
+    story.hears(Event::SubmitUnknown(1, "timeout".to_owned()));
+    assert_eq!(story.run.state, State::Starting);
+}
+
+#[test]
+fn a_refused_submit_goes_to_the_next_site_and_the_last_refusal_ends() {
+    let mut story = Story::at(&["here", "far"]);
+    story.hears(Event::SubmitRefused(1, "no account for ada".to_owned()));
+    assert_eq!(story.run.state, State::Submitting);
+    assert!(story.out.contains(&Effect::Submit(2)), "{:?}", story.out);
+    assert!(!story.out.iter().any(|e| matches!(e, Effect::Cancel(1, _))), "there is no job to cancel");
+    story.hears(Event::SubmitRefused(2, "too large".to_owned()));
+    assert_eq!(story.end().reason, EndReason::Refused);
+    assert!(story.end().message.contains("too large"), "{}", story.end().message);
+    assert!(story.end().message.contains("no account for ada"), "{}", story.end().message);
+}
+
+#[test]
+fn an_unsure_submit_is_asked_again_as_the_same_attempt() {
+    let mut story = Story::at(&["here"]);
+    story.hears(Event::SubmitUnknown(1, "no answer".to_owned()));
+    assert_eq!(story.out, [], "not at once");
+    assert_eq!(story.after(5).out, [Effect::Submit(1)]);
+    assert!(story.run.message(&deadlines()).contains("not answering"));
+}
+
+#[test]
+fn a_site_that_stays_silent_is_left_for_the_next_and_cleaned_up_later() {
+    let mut story = Story::at(&["here", "far"]);
+    story.hears(Event::SubmitUnknown(1, "no answer".to_owned()));
+    story.after(61);
+    assert!(story.out.contains(&Effect::Submit(2)), "{:?}", story.out);
+    assert!(story.out.contains(&Effect::Cancel(1, CancelHow::Kindly)), "{:?}", story.out);
+    assert!(story.run.tries[0].fenced);
+}
+
+#[test]
+fn no_dial_home_within_the_deadline_tries_the_next_site() {
+    let mut story = Story::queued(&["here", "far"]);
+    story.hears(running(1)).after(119);
+    assert_eq!(story.run.state, State::Dialling);
+    story.after(2);
+    assert_eq!(story.run.current().unwrap().number, 2);
+    story.hears(Event::Linked(1));
+    assert_ne!(story.run.state, State::Starting, "the fenced agent comes too late");
+}
+
+#[test]
+fn a_lone_site_without_a_dial_home_ends_by_its_deadline() {
+    let mut story = Story::queued(&["here"]);
+    story.hears(running(1)).after(121);
+    assert_eq!(story.end().reason, EndReason::DialDeadline);
+    assert!(story.end().message.contains("within 2 minutes"), "{}", story.end().message);
+}
+
+#[test]
+fn a_job_that_goes_before_its_agent_is_home_tries_the_next_site() {
+    let mut story = Story::queued(&["here", "far"]);
+    story.hears(Event::JobAbsent(1, Moment(0)));
+    assert_eq!(story.run.current().unwrap().number, 1, "that list was asked for before the submit returned");
+    story.hears_absent(1);
+    assert_eq!(story.run.current().unwrap().number, 2);
+}
+
+#[test]
+fn a_server_that_exits_before_it_is_ready_is_not_tried_elsewhere() {
+    let mut story = Story::starting(&["here", "far"]);
+    story.hears(Event::Report(1, ended(Some(3), None, EndCause::ByItself), vec!["boom".to_owned()]));
+    assert_eq!((story.end().reason, story.end().exit_code), (EndReason::Exited, Some(3)));
+    assert_eq!(story.end().last_lines, ["boom"]);
+}
+
+#[test]
+fn a_command_that_is_missing_at_a_site_is_tried_elsewhere() {
+    let mut story = Story::starting(&["here", "far"]);
+    story.hears(Event::Report(1, ended(None, None, EndCause::CannotStart), vec![]));
+    assert_eq!(story.run.current().unwrap().number, 2);
+}
+
+#[test]
+fn an_agent_lost_while_starting_is_tried_elsewhere() {
+    let mut story = Story::starting(&["here", "far"]);
+    story.hears(Event::LinkCut(1)).hears_absent(1);
+    assert_eq!(story.run.state, State::Starting, "its last report may be on its way");
+    story.after(2);
+    assert_eq!(story.run.current().unwrap().number, 2);
+}
+
+#[test]
+fn a_server_that_only_answers_500_ends_by_the_deadline_and_says_so() {
+    let mut story = Story::starting(&["here", "far"]);
+    story.hears(Event::Report(1, Phase::Listening, vec!["traceback".to_owned()]));
+    story.hears(Event::Answered(1, 503)).after(181);
+    assert_eq!(story.end().reason, EndReason::StartDeadline);
+    assert!(story.end().message.contains("503"), "{}", story.end().message);
+    assert_eq!(story.end().last_lines, ["traceback"]);
+}
+
+#[test]
+fn a_killed_agent_ends_a_ready_run_with_what_is_known() {
+    let mut story = Story::ready(&["here", "far"]);
+    story.hears(Event::LinkCut(1));
+    let end = JobEnd { exit_code: None, signal: Some(9), detail: None };
+    story.hears(Event::JobSeen(1, JobState::Ended(end))).after(2);
+    assert_eq!((story.end().reason, story.end().signal), (EndReason::AgentLost, Some(9)));
+    assert_eq!(story.end().last_lines, ["ready to serve"]);
+    assert!(
+        story.out.contains(&Effect::Cancel(1, CancelHow::Kindly)),
+        "leftovers are removed: {:?}",
+        story.out
+    );
+}
+
+#[test]
+fn a_killed_server_ends_at_once_with_its_signal() {
+    let mut story = Story::ready(&["here"]);
+    story.hears(Event::Report(1, ended(None, Some(9), EndCause::ByItself), vec!["oops".to_owned()]));
+    assert_eq!((story.end().reason, story.end().signal), (EndReason::Killed, Some(9)));
+}
+
+#[test]
+fn an_agent_that_is_heard_is_believed_rather_than_its_batch_system() {
+    let mut story = Story::ready(&["here"]);
+    story.hears_absent(1).after(30);
+    assert_eq!(story.run.state, State::Ready);
+    story.hears(running(1)).after(3600);
+    assert_eq!(story.run.state, State::Ready, "it was seen again");
+}
+
+#[test]
+fn a_cut_link_leaves_a_ready_server_ready_and_says_since_when() {
+    let mut story = Story::ready(&["here"]);
+    story.hears(Event::LinkCut(1)).after(300);
+    assert_eq!(story.run.state, State::Ready);
+    assert!(story.run.message(&deadlines()).contains("not answering since"));
+    assert_eq!(story.run.life(story.now, &deadlines()), Life::Alive, "its job is known to run");
+    story.hears(Event::SiteSilent(1)).after(300);
+    assert_eq!(story.run.life(story.now, &deadlines()), Life::Unknown);
+    story.hears(Event::LinkBack(1));
+    assert_eq!(story.run.life(story.now, &deadlines()), Life::Alive);
+}
+
+#[test]
+fn the_service_ends_what_outlives_its_walltime() {
+    let mut story = Story::ready(&["here"]);
+    story.after(WALLTIME_S + 11);
+    assert_eq!(story.run.state, State::Stopping);
+    story.hears(Event::Report(1, ended(Some(0), None, EndCause::Walltime), vec![]));
+    story.hears_absent(1);
+    assert_eq!(story.end().reason, EndReason::Walltime);
+}
+
+#[test]
+fn a_stop_becomes_less_kind_with_time() {
+    let mut story = Story::ready(&["here"]);
+    story.hears(Event::StopAsked { why: "bye".to_owned(), now: false });
+    assert_eq!(story.out, [Effect::SendStop(1, "bye".to_owned())]);
+    assert_eq!(story.after(12).out, [Effect::Cancel(1, CancelHow::Kindly)]);
+    assert_eq!(story.after(10).out, [Effect::Cancel(1, CancelHow::Now)]);
+    story.after(200);
+    assert_eq!((story.run.state, story.end().reason), (State::Ended, EndReason::Stopped));
+    assert!(!story.run.is_settled(), "its job is still to be cleaned up");
+}
+
+#[test]
+fn a_stop_at_once_does_not_ask_the_agent() {
+    let mut story = Story::ready(&["here"]);
+    story.hears(Event::StopAsked { why: "bye".to_owned(), now: true });
+    assert_eq!(story.out, [Effect::Cancel(1, CancelHow::Now)]);
+}
+
+#[test]
+fn a_cancel_during_the_submit_waits_for_its_answer_and_leaves_no_job() {
+    let mut story = Story::at(&["here"]);
+    story.hears(Event::StopAsked { why: "bye".to_owned(), now: false });
+    assert_eq!((story.run.state, story.out.len()), (State::Stopping, 0));
+    story.hears(Event::SubmitDone(1));
+    assert_eq!(story.out, [Effect::Cancel(1, CancelHow::Kindly)]);
+    story.hears(Event::CancelDone(1)).hears_absent(1);
+    assert_eq!(story.end().reason, EndReason::Cancelled);
+}
+
+#[test]
+fn the_time_that_nobody_watched_counts_for_no_deadline_of_dialling() {
+    let mut story = Story::queued(&["here"]);
+    story.hears(running(1));
+    story.now = story.now.after(Duration::from_secs(1000));
+    story.run.resume(story.now, &deadlines());
+    assert_eq!(story.run.state, State::Dialling);
+    assert_eq!(story.after(119).run.state, State::Dialling);
+    assert_eq!(story.after(2).run.state, State::Ended);
+}
+
+#[test]
+fn a_run_that_was_being_submitted_is_submitted_again_as_the_same_attempt() {
+    let story = Story::at(&["here"]);
+    let mut read = reread(&story.run);
+    assert_eq!(read.resume(story.now, &deadlines()), [Effect::Submit(1)]);
+}
+
+fn reread(run: &Run) -> Run {
+    serde_json::from_str(&serde_json::to_string(run).unwrap()).unwrap()
+}
+
+fn attempt_number() -> impl Strategy<Value = u32> {
+    1..4_u32
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let n = attempt_number;
+    let job = prop_oneof![
+        Just(JobState::Queued { position: Some(2), predicted_wait_s: None }),
+        Just(JobState::Running { direct: None }),
+        Just(JobState::Stuck("held".to_owned())),
+        Just(JobState::Ended(JobEnd::default())),
+    ];
+    let cause = prop_oneof![Just(EndCause::ByItself), Just(EndCause::Asked), Just(EndCause::CannotStart)];
+    let phase = prop_oneof![
+        Just(Phase::Waiting),
+        Just(Phase::Starting),
+        Just(Phase::Listening),
+        Just(Phase::Ending),
+        cause.prop_map(|cause| ended(Some(1), None, cause)),
+    ];
+    prop_oneof![
+        n().prop_map(Event::SubmitDone),
+        n().prop_map(|n| Event::SubmitRefused(n, "no".to_owned())),
+        n().prop_map(|n| Event::SubmitUnknown(n, "?".to_owned())),
+        (n(), job).prop_map(|(n, job)| Event::JobSeen(n, job)),
+        n().prop_map(|n| Event::JobAbsent(n, Moment(u64::MAX))),
+        n().prop_map(Event::SiteSilent),
+        n().prop_map(Event::CancelDone),
+        n().prop_map(Event::ForgetDone),
+        n().prop_map(Event::Linked),
+        n().prop_map(Event::LinkCut),
+        n().prop_map(Event::LinkBack),
+        n().prop_map(Event::LinkClosed),
+        (n(), phase).prop_map(|(n, phase)| Event::Report(n, phase, vec![])),
+        (n(), prop_oneof![Just(200_u16), Just(500)]).prop_map(|(n, status)| Event::Answered(n, status)),
+        n().prop_map(|n| Event::Silent(n, "refused".to_owned())),
+        Just(Event::Tick),
+        Just(Event::Tick),
+    ]
+}
+
+fn step() -> impl Strategy<Value = (Event, u64)> {
+    let stop = any::<bool>().prop_map(|now| Event::StopAsked { why: "bye".to_owned(), now });
+    (prop_oneof![20 => event(), 1 => stop], prop_oneof![Just(0), Just(1), Just(30), Just(200)])
+}
+
+/// What nobody knows is said: nothing in here is proof of an end.
+fn unknowing() -> impl Strategy<Value = (Event, u64)> {
+    let event = prop_oneof![
+        Just(Event::SiteSilent(1)),
+        Just(Event::LinkCut(1)),
+        Just(Event::LinkClosed(1)),
+        Just(Event::LinkBack(1)),
+        Just(Event::Silent(1, "no answer".to_owned())),
+        Just(Event::Answered(1, 500)),
+        Just(Event::SubmitUnknown(1, "no answer".to_owned())),
+        Just(Event::Tick),
+    ];
+    (event, 0..100_u64)
+}
+
+/// Plays the world that does what it is asked, until nothing is left to do.
+fn settle(story: &mut Story, mut owed: Vec<Effect>) -> Vec<Effect> {
+    let mut done = Vec::new();
+    for _ in 0..200 {
+        for effect in std::mem::take(&mut owed) {
+            let answer = match &effect {
+                Effect::Submit(n) => Some(Event::SubmitDone(*n)),
+                Effect::Cancel(n, _) => Some(Event::CancelDone(*n)),
+                Effect::Forget(n) => Some(Event::ForgetDone(*n)),
+                _ => None,
+            };
+            done.push(effect);
+            if let Some(answer) = answer {
+                owed.extend(story.hears(answer).out.clone());
+            }
+        }
+        for n in 1..=u32::try_from(story.run.tries.len()).unwrap() {
+            let job_there = !story.run.attempt(n).unwrap().cancelled;
+            let absent = Event::JobAbsent(n, story.now);
+            owed.extend(story.hears(if job_there { running(n) } else { absent }).out.clone());
+        }
+        owed.extend(story.after(5).out.clone());
+    }
+    done
+}
+
+proptest! {
+    #[test]
+    fn no_sequence_breaks_the_promises(steps in prop::collection::vec(step(), 0..80), restart_at in 0..80_usize) {
+        let mut story = Story::at(&["here", "far", "away"]);
+        let mut owed = story.out.clone();
+        for (at, (event, wait)) in steps.into_iter().enumerate() {
+            let before = story.run.clone();
+            let current = before.current().map(|attempt| attempt.number);
+            let about = number_of(&event);
+            story.now = story.now.after(Duration::from_secs(wait));
+            if at == restart_at {
+                story.run = reread(&story.run);
+                owed = story.run.resume(story.now, &deadlines());
+            }
+            let moved = { let mut only_time = story.run.clone(); only_time.step(Event::Tick, story.now, &deadlines()); only_time };
+            owed.extend(story.hears(event).out.clone());
+
+            let open = story.run.tries.iter().filter(|attempt| !attempt.fenced).count();
+            prop_assert!(open <= 1, "two attempts may attach");
+            if before.state == State::Ended {
+                prop_assert_eq!(story.run.state, State::Ended, "ended is final");
+                prop_assert_eq!(&story.run.end, &before.end);
+            }
+            if about.is_some() && about < current {
+                prop_assert_eq!(story.run.state, moved.state, "a late message of an older attempt");
+                prop_assert_eq!(&story.run.end, &moved.end);
+                prop_assert_eq!(story.run.current(), moved.current());
+            }
+            prop_assert!(!story.run.message(&deadlines()).is_empty());
+        }
+        // Whatever happened: told to stop, in a world that answers, it ends and leaves nothing.
+        owed.extend(story.hears(Event::StopAsked { why: "bye".to_owned(), now: false }).out.clone());
+        let done = settle(&mut story, owed);
+        prop_assert_eq!(story.run.state, State::Ended);
+        prop_assert!(story.run.is_settled(), "something is left: {:?}", story.run.tries);
+        for attempt in &story.run.tries {
+            let cancelled = attempt.cancelled || done.iter().any(|e| matches!(e, Effect::Cancel(n, _) if *n == attempt.number));
+            prop_assert!(attempt.submit == Submit::Refused || cancelled, "a job was left alone: {:?}", attempt);
+        }
+    }
+
+    #[test]
+    fn unknown_never_ends_a_ready_run(steps in prop::collection::vec(unknowing(), 0..60)) {
+        let mut story = Story::ready(&["here", "far"]);
+        for (event, wait) in steps {
+            story.now = story.now.after(Duration::from_secs(wait));
+            story.hears(event);
+            prop_assert_eq!(story.run.state, State::Ready);
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_even_when_nobody_answers(steps in prop::collection::vec(step(), 0..40), now: bool) {
+        let mut story = Story::at(&["here", "far"]);
+        for (event, wait) in steps {
+            story.now = story.now.after(Duration::from_secs(wait));
+            story.hears(event);
+        }
+        story.hears(Event::StopAsked { why: "bye".to_owned(), now });
+        for _ in 0..50 {
+            story.after(5);
+        }
+        prop_assert_eq!(story.run.state, State::Ended);
+    }
+
+    #[test]
+    fn time_alone_ends_every_run(steps in prop::collection::vec(step(), 0..40)) {
+        let mut story = Story::at(&["here", "far"]);
+        for (event, wait) in steps {
+            story.now = story.now.after(Duration::from_secs(wait));
+            story.hears(event);
+        }
+        for _ in 0..20_000 {
+            let Some(due) = story.run.due(story.now, &deadlines()).filter(|_| story.run.state != State::Ended) else { break };
+            prop_assert!(due > story.now);
+            story.now = due;
+            story.hears(Event::Tick);
+        }
+        prop_assert_eq!(story.run.state, State::Ended, "no deadline was due in {:?}", story.run);
+    }
+}
+
+fn number_of(event: &Event) -> Option<u32> {
+    match event {
+        Event::SubmitDone(n)
+        | Event::SubmitRefused(n, _)
+        | Event::SubmitUnknown(n, _)
+        | Event::JobSeen(n, _)
+        | Event::JobAbsent(n, _)
+        | Event::SiteSilent(n)
+        | Event::CancelDone(n)
+        | Event::ForgetDone(n)
+        | Event::Linked(n)
+        | Event::LinkCut(n)
+        | Event::LinkBack(n)
+        | Event::LinkClosed(n)
+        | Event::Report(n, _, _)
+        | Event::Answered(n, _)
+        | Event::Silent(n, _) => Some(*n),
+        Event::StopAsked { .. } | Event::Tick => None,
+    }
+}
