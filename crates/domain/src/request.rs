@@ -101,7 +101,7 @@ pub fn nearest<'a>(raw: &str, known: impl IntoIterator<Item = &'a str>) -> Optio
     let raw = raw.to_lowercase();
     let near = |word: &str| {
         let within = word.len() >= 3 && (raw.contains(word) || (raw.len() >= 3 && word.contains(&raw)));
-        if within { 1 } else { distance(&raw, word) }
+        if within { 1 } else { strsim::osa_distance(&raw, word) }
     };
     let (away, word) = known.into_iter().map(|word| (near(word), word)).min_by_key(|(away, _)| *away)?;
     (away <= 1 + word.chars().count() / 3).then_some(word)
@@ -248,22 +248,6 @@ fn shown(raw: &str) -> String {
     out
 }
 
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let swap = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = swap.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,7 +258,7 @@ mod tests {
         let plain =
             Resources { cores: 2, memory_mb: 2048, gpus: Gpus::default(), arch: None, walltime_min: 480 };
         let gpus = Gpus { count: 1, kind: Some("a100".to_owned()), memory_mb: None };
-        let big = Resources { cores: 16, memory_mb: 65536, gpus, ..plain.clone() };
+        let big = Resources { cores: 16, memory_mb: 65536, gpus, arch: None, walltime_min: 480 };
         Defaults { resources: plain, presets: BTreeMap::from([("big".to_owned(), big)]) }
     }
 
