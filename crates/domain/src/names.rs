@@ -408,6 +408,22 @@ mod tests {
     }
 
     #[test]
+    fn the_written_key_is_what_the_hub_side_writes() {
+        let shared = include_str!("../../../jupyter-ext/hub-spawner/tests/vectors/server_key.json");
+        let rows: Vec<std::collections::BTreeMap<String, String>> = serde_json::from_str(shared).unwrap();
+        assert!(rows.len() >= 10);
+        for row in rows {
+            let key = ServerKey {
+                hub: HubName::parse(&row["hub"]).unwrap(),
+                user: UserName::parse(&row["user"]).unwrap(),
+                server: ServerName::parse(&row["server"]).unwrap(),
+            };
+            assert_eq!(key.full(), row["full"]);
+            assert_eq!(ServerKey::parse_full(&row["full"]).unwrap(), key);
+        }
+    }
+
+    #[test]
     fn another_spelling_of_the_same_key_is_refused() {
         for raw in ["main._61da.", "main.ada", "main.ada.x.y", "main.a_4.", "main.a_4G.", "main._C3_BC.", "", ".."] {
             assert!(ServerKey::parse_full(raw).is_err(), "{raw}");

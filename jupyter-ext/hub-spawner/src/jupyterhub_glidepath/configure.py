@@ -1,0 +1,4 @@
+"""Placeholder."""
+
+
+def configure(c: object) -> None: ...

@@ -1,0 +1,98 @@
+"""How the Hub is told that a server does not start: in words, without a traceback, without blaming the Hub.
+
+JupyterHub 6 has ``SpawnException`` for it; 5.x takes an ``HTTPError`` below 500 with ``jupyterhub_message``. Both show
+an HTML message as it is, so it is escaped here. Only errors of the Hub itself may count towards
+``consecutive_failure_limit``: 6.x leaves refusals out but counts a server that did not answer in time, 5.x counts
+every failure. :func:`leave_uncounted` takes both back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from tornado import web
+from tornado.util import TimeoutError as TornadoTimeoutError
+
+try:
+    from jupyterhub.spawner import SpawnException
+except ImportError:  # JupyterHub 5
+    SpawnException = None
+
+#: The most of each that a page shows.
+MESSAGE_MAX_CHARS = 2_000
+LINES_MAX = 20
+LINE_MAX_CHARS = 400
+
+
+def refusal(
+    message: str,
+    *,
+    reason: str,
+    status: int = 409,
+    points: Iterable[str] = (),
+    lines: Iterable[str] = (),
+    log_message: str = "",
+) -> web.HTTPError:
+    """An exception to raise from ``start()``. ``points`` are shown as a list, ``lines`` as preformatted text."""
+    message = clean(message, MESSAGE_MAX_CHARS)
+    points = [clean(point, LINE_MAX_CHARS) for point in points][:LINES_MAX]
+    lines = [clean(line, LINE_MAX_CHARS) for line in list(lines)[-LINES_MAX:]]
+    plain = "\n".join([message, *(f"- {point}" for point in points), *(f"| {line}" for line in lines)])
+    html = f"<p>{escape(message)}</p>"
+    if points:
+        html += "<ul>" + "".join(f"<li>{escape(point)}</li>" for point in points) + "</ul>"
+    if lines:
+        html += f'<pre style="text-align: left; white-space: pre-wrap">{escape(chr(10).join(lines))}</pre>'
+    status = status if 400 <= status < 500 else 409
+    log_message = clean(log_message, MESSAGE_MAX_CHARS) or plain
+    error: Any
+    if SpawnException is not None:
+        error = SpawnException(
+            plain, reason=_label(reason), status_code=status, message_html=html, log_message=log_message
+        )
+    else:
+        # The first argument is a format for the others: hand the text over as an argument.
+        error = web.HTTPError(status, "%s", log_message)
+    error.jupyterhub_message = plain
+    error.jupyterhub_html_message = html
+    error.glidepath_reason = _label(reason)
+    return error
+
+
+def leave_uncounted(spawner: Any) -> None:
+    """Keeps what happens to this spawn from now on out of the Hub's count of consecutive failures.
+
+    Called in ``start()``: the Hub's own callbacks are on the spawn's future then, and ours runs right behind them.
+    """
+    future: asyncio.Future[Any] | None = getattr(spawner, "_spawn_future", None)
+    settings: dict[str, Any] | None = getattr(spawner.user, "settings", None)
+    if future is None or settings is None or future.done():
+        return
+    limit = spawner.consecutive_failure_limit
+    spawner.consecutive_failure_limit = 0  # the Hub compares before our callback runs
+
+    def settle(ended: asyncio.Future[Any]) -> None:
+        spawner.consecutive_failure_limit = limit
+        error = None if ended.cancelled() else ended.exception()
+        if isinstance(error, web.HTTPError):
+            counted = SpawnException is None and error.status_code < 500
+        else:
+            counted = isinstance(error, asyncio.TimeoutError | TimeoutError | TornadoTimeoutError)
+        if counted:
+            settings["failure_count"] = max(0, settings.get("failure_count", 0) - 1)
+
+    future.add_done_callback(settle)
+
+
+def clean(text: str, most: int) -> str:
+    """Text from outside as a page may show it: without control characters, of bounded length."""
+    kept = "".join(c for c in text[: most + 1] if c.isprintable() or c == "\n")
+    return kept if len(kept) <= most else kept[: most - 1] + "…"
+
+
+def _label(reason: str) -> str:
+    word = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in reason)
+    return word[:64] or "refused"

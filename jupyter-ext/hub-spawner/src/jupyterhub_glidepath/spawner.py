@@ -1,0 +1,584 @@
+"""The Hub's side of Glidepath: turns the Hub's calls into calls of the service, and decides nothing.
+
+In: what JupyterHub asks of a spawner. Out: starts, stops, states, words. Rules on resources, sites, deadlines and
+retries live in the service. A server's identity is derived from hub, user and server name, never stored, so that a
+Hub that was killed finds everything again; a service that does not answer ends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jupyterhub.spawner import Spawner
+from jupyterhub.utils import url_path_join
+from traitlets import Bool, Dict, Integer, List, Unicode, default
+
+from jupyterhub_glidepath import progress
+from jupyterhub_glidepath.client import Refused, Unreachable
+from jupyterhub_glidepath.connection import Connection, Where, connect, connected
+from jupyterhub_glidepath.embedded import HubFacts
+from jupyterhub_glidepath.form import options_from_form, static_form
+from jupyterhub_glidepath.keys import ServerKey
+from jupyterhub_glidepath.refusal import leave_uncounted, refusal
+from jupyterhub_glidepath.wire import ServerView, Started
+
+#: At start-up a first look at the service may take so long before "unknown" is said.
+FIRST_LOOK_S = 5.0
+#: How often a wait looks again by itself, whatever the event stream says.
+LOOK_AGAIN_S = 20.0
+#: Between two tries of a call that found nobody: the first, and the most.
+RETRY_FIRST_S = 0.25
+RETRY_MOST_S = 5.0
+#: The Hub's last look at a server that has ended: no need to wait for it.
+PROBE_ENDED_S = 1
+#: At most so many probes of relays at once, over all spawners of this process.
+PROBES_AT_ONCE = 32
+#: So long one DELETE waits in the service for the end.
+STOP_WAIT_S = 20
+
+_probes: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+
+
+class GlidepathSpawner(Spawner):
+    """Starts servers through Glidepath: at the site with room, kept through crashes and cut links."""
+
+    service_url = Unicode(
+        "",
+        help="""Base URL of the Glidepath service, such as ``https://glidepath.example.org``.
+
+        When empty, the Hub starts a service of its own and keeps it alive: see ``state_dir``.
+        """,
+    ).tag(config=True)
+
+    hub_name = Unicode(
+        "hub",
+        help="""The name of this Hub in the service's config: 1 to 63 of ``a-z``, ``0-9`` and ``-``.
+
+        It is part of every server's key: do not change it while servers run.
+        """,
+    ).tag(config=True)
+
+    secret_file = Unicode(
+        "",
+        help="""File with this Hub's secret, readable by the Hub's account alone (mode 0600).
+
+        Needed with ``service_url``. The embedded service's secret is made and kept in ``state_dir``.
+        """,
+    ).tag(config=True)
+
+    state_dir = Unicode(
+        help="""Folder in which the embedded service keeps its state. Default: ``glidepath`` beside the Hub's own
+        files (its working directory). One service per folder; it must not be on a network file system.
+        """,
+    ).tag(config=True)
+
+    @default("state_dir")
+    def _state_dir_default(self) -> str:
+        return str(Path.cwd() / "glidepath")
+
+    service_config = Dict(
+        help="""Config of the embedded service, as its reference describes it, with tables as dicts and arrays of
+        tables as lists of dicts. ``state_dir`` and this Hub's own entry are filled in. For example::
+
+            c.GlidepathSpawner.service_config = {
+                "site": [{"name": "here", "title": "This machine", "backend": "process", "reach": "direct"}],
+                "presets": [{"name": "small", "title": "Small", "cores": 1, "memory_mb": 1024}],
+            }
+
+        Default: one site, this machine.
+        """,
+    ).tag(config=True)
+
+    auth_state_fields = List(
+        Unicode(),
+        help="""Fields of the user's ``auth_state`` that are handed to the service (which seals them). Default: none.
+
+        ``Authenticator.enable_auth_state`` must be set for it.
+        """,
+    ).tag(config=True)
+
+    working_dir = Unicode(
+        "",
+        help="""Folder in which a server starts, below its home when relative; the home when empty. Made when it is
+        missing. ``{username}`` stands for the user's name.
+        """,
+    ).tag(config=True)
+
+    outage_patience = Integer(
+        120,
+        min=1,
+        help="""Seconds for which a start is repeated when the service does not answer it. Then it is refused, in
+        words; whatever the service did start meanwhile is found by the next start.
+        """,
+    ).tag(config=True)
+
+    stop_patience = Integer(
+        600,
+        min=1,
+        help="""Seconds for which a stop is repeated when the service does not answer it. Then it fails; the server
+        can still be cancelled on Glidepath's page.
+        """,
+    ).tag(config=True)
+
+    live_form = Bool(
+        False,
+        help="""Whether the options form shows the sites' verdicts as the choices change. Needs Glidepath's Hub
+        service; ``jupyterhub_glidepath.configure`` sets both.
+        """,
+    ).tag(config=True)
+
+    page_name = Unicode(
+        "glidepath",
+        help="Name of Glidepath's Hub service, which has the page of servers and answers the live form.",
+    ).tag(config=True)
+
+    # The service bounds every step of a start and says so in words; the Hub's own limit lies far above.
+    start_timeout = Integer(
+        31 * 24 * 3600,
+        help="""Seconds that a start may take. Keep it above the sum of the service's deadlines: the service knows
+        how long waiting in a queue is right. When it is passed, the start is cancelled with a word to the user.
+        """,
+    ).tag(config=True)
+
+    # Longer than a cut of the link that streams survive.
+    http_timeout = Integer(
+        120,
+        help="""Seconds that the Hub waits for a server's first answer, once the relay had one already. Keep it above
+        the 60 s for which a cut link is bridged.
+        """,
+    ).tag(config=True)
+
+    # Answered from memory; ends are told at once by the event stream.
+    poll_interval = Integer(30, help=Spawner.poll_interval.help).tag(config=True)
+
+    # The agent listens on a socket and says so; the Hub must only not take port 0 for 80.
+    port = Integer(8888, help=Spawner.port.help).tag(config=True)
+
+    #: For the Hub's database: information, nothing is derived from it.
+    _run = ""
+    #: Calls of start() that are under way.
+    _starting = False
+    #: No run of ours can be there: start() gave up before the service answered.
+    _gave_up = False
+    #: OAuth client as the Hub made it for the spawn under way.
+    _oauth_client_as_made: tuple[list[str], str] | None = None
+    _telling_end: asyncio.Task[None] | None = None
+
+    # ---- what the Hub calls -------------------------------------------------------------------------------------
+
+    async def start(self) -> str:
+        """Starts the server, or finds it alive; returns the relay's URL when the server answers."""
+        leave_uncounted(self)
+        self._starting, self._gave_up = True, False
+        try:
+            self._refuse_internal_ssl()
+            return await asyncio.wait_for(self._start(), max(1.0, self.start_timeout - 2.0))
+        except asyncio.TimeoutError:
+            raise refusal(
+                f"The server was not ready after {progress.in_words(self.start_timeout)} and was cancelled.",
+                reason="timeout",
+            ) from None
+        finally:
+            self._starting = False
+
+    async def poll(self) -> int | None:
+        """``None`` while the server lives or nobody can tell; else its exit status."""
+        try:
+            if self._gave_up:
+                return 0
+            if self._starting:
+                return None
+            connection = self._connection()
+            if not await connection.feed.synced(FIRST_LOOK_S):
+                return None
+            view = connection.feed.view(self._key)
+            if view is None:
+                view = connection.feed.take(await connection.client.view(self._key))
+            return _status(view) if view.over else None
+        except (Unreachable, Refused) as error:
+            self.log.warning("%s keeps its last known state: %s", self._log_name, error)
+            return None
+
+    async def stop(self, now: bool = False) -> None:
+        """Ends the server and waits until it is gone."""
+        connection = self._connection()
+        connection.feed.call_at_end(self._key, None)
+        deadline, wait_s = time.monotonic() + self.stop_patience, RETRY_FIRST_S
+        while True:
+            try:
+                view = await connection.client.stop(self._key, now=now, wait_s=STOP_WAIT_S)
+                wait_s = RETRY_FIRST_S
+                if view is None or connection.feed.take(view).over:
+                    return
+            except Unreachable as error:
+                if time.monotonic() > deadline:
+                    raise
+                self.log.warning("Stopping %s: %s; trying again", self._log_name, error)
+                wait_s = min(wait_s * 2, RETRY_MOST_S)
+            await asyncio.sleep(wait_s)
+
+    async def get_url(self) -> str:
+        """The relay's URL, once the server answered through it or has ended; never raises.
+
+        The Hub asks after a restart, and stops the server when it does not answer soon after. So this waits, however
+        long it takes, through queue, cut link and a service that is away; the service bounds it.
+        """
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                url = await self._url_that_answers()
+                if url is not None:
+                    return url
+                wait_s = RETRY_FIRST_S
+            except Exception as error:
+                self.log.warning("Looking for %s: %s; trying again", self._log_name, error)
+                wait_s = min(wait_s * 2, RETRY_MOST_S)
+            await asyncio.sleep(wait_s)
+
+    async def progress(self) -> AsyncGenerator[dict[str, Any], None]:
+        """What goes on, in the user's words, until the server is ready or has ended. Never raises."""
+        try:
+            async for event in self._progress():
+                yield event
+        except Exception:
+            self.log.exception("Progress of %s failed", self._log_name)
+            yield {"message": "The server is on its way"}
+
+    async def get_options_form(self) -> str:
+        """The service's form; a plain one when it cannot be had."""
+        if self.options_form:
+            return str(await super().get_options_form())
+        try:
+            who = await self._who()
+            return await self._connection().client.form(who | {"live_url": self._live_url()})
+        except (Unreachable, Refused) as error:
+            self.log.warning("The options form for %s is a plain one: %s", self._log_name, error)
+            return static_form("The list of sites cannot be shown at the moment.")
+
+    @default("options_from_form")
+    def _options_from_form_default(self) -> Callable[..., dict[str, str]]:
+        return options_from_form
+
+    @default("apply_user_options")
+    def _apply_user_options_default(self) -> Callable[..., None]:
+        # The service checks and applies them: here they only must not be taken for forgotten ones.
+        return lambda _spawner, _options: None
+
+    async def poll_and_notify(self) -> int | None:
+        """As the Hub's own, which forgets a server whose end it meets before it has anybody to tell."""
+        if not self._callbacks:
+            return None
+        status: int | None = await super().poll_and_notify()
+        return status
+
+    def add_poll_callback(self, callback: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Somebody wants to know of the end: have the event stream tell it at once."""
+        super().add_poll_callback(callback, *args, **kwargs)
+        self._watch_end()
+
+    def start_polling(self) -> None:
+        super().start_polling()
+        self._watch_end()
+
+    def stop_polling(self) -> None:
+        super().stop_polling()
+        connection = connected(self._where())
+        if connection is not None:
+            connection.feed.call_at_end(self._key, None)
+
+    def get_state(self) -> dict[str, Any]:
+        """For the eye only: everything is derived from the key."""
+        self._restore_oauth_client()
+        state: dict[str, Any] = super().get_state()
+        if self._run:
+            state["run"] = self._run
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._run = str(state.get("run") or "")
+
+    def clear_state(self) -> None:
+        super().clear_state()
+        self._run = ""
+
+    async def rename(self, old_name: str, new_name: str) -> None:
+        """A server's files belong to its user, so only a run that still lives under the old name is in the way."""
+        try:
+            view = await self._connection().client.view(self._key_of(old_name))
+        except (Unreachable, Refused) as error:
+            raise refusal(
+                "The server cannot be renamed now: Glidepath does not answer. Try again in a moment.",
+                reason="unreachable",
+                log_message=str(error),
+            ) from error
+        if not view.over:
+            raise refusal("Stop the server before renaming it.", reason="alive")
+
+    async def delete_forever(self) -> None:
+        """The user or this named server is deleted: what the user kept at the sites goes with the user only."""
+        if self.name:
+            return
+        try:
+            await self._connection().client.forget_home(self._key)
+        except (Unreachable, Refused) as error:
+            self.log.error("What %s kept at the sites is still there: %s", self._log_name, error)
+
+    # ---- its parts ----------------------------------------------------------------------------------------------
+
+    async def _start(self) -> str:
+        connection = self._connection()
+        body = await self._start_body()
+        started = await self._ask(connection, body)
+        view = connection.feed.take(started.view)
+        self._run = view.run or ""
+        if started.adopted is not None:
+            self._adopt(started.adopted.hub_token)
+        while True:
+            if view.over or (view.run or "") > self._run:
+                raise self._refusal_of_end(view)
+            if view.state == "ready" and view.url:
+                return view.url
+            seen = await connection.feed.changed(self._key, view, LOOK_AGAIN_S)
+            if seen is view or seen is None:
+                try:
+                    seen = connection.feed.take(await connection.client.view(self._key))
+                except (Unreachable, Refused) as error:
+                    self.log.warning("Starting %s: %s; still waiting", self._log_name, error)
+                    continue
+            view = seen
+
+    async def _ask(self, connection: Connection, body: dict[str, Any]) -> Started:
+        """Asks for the start until there is an answer. Repeating is harmless: the body names this spawn."""
+        deadline, wait_s = time.monotonic() + self.outage_patience, RETRY_FIRST_S
+        while True:
+            try:
+                return await connection.client.start(self._key, body)
+            except Refused as refused:
+                if refused.retry_after_s is None or time.monotonic() > deadline:
+                    self._gave_up = True
+                    raise self._refusal_of_start(refused) from refused
+                wait_s = max(wait_s, min(refused.retry_after_s, RETRY_MOST_S))
+            except Unreachable as error:
+                problem = connection.embedded.problem if connection.embedded else None
+                if problem is not None or time.monotonic() > deadline:
+                    self._gave_up = True
+                    raise refusal(
+                        "Glidepath's service does not answer, so no server can be started now. Servers that run are "
+                        "not affected. Try again in a few minutes, or tell the operators.",
+                        reason="unreachable",
+                        log_message=str(problem or error),
+                    ) from error
+                self.log.warning("Starting %s: %s; trying again", self._log_name, error)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RETRY_MOST_S)
+
+    async def _start_body(self) -> dict[str, Any]:
+        env = {name: str(value) for name, value in self.get_env().items() if value is not None}
+        body = {
+            "spawn_id": secrets.token_hex(16),
+            "groups": self._groups(),
+            "options": self.user_options,
+            "argv": [*self.cmd, *self.get_args()],
+            "env": env,
+            "prefix": self.server.base_url,
+            "working_dir": self.format_string(self.working_dir) or None,
+            "auth_state": await self._auth_state(),
+        }
+        try:
+            json.dumps(self.user_options, allow_nan=False)
+        except (TypeError, ValueError):
+            self._gave_up = True
+            raise refusal(
+                "The options hold something that is neither text nor number.", reason="options", status=400
+            ) from None
+        return body
+
+    def _adopt(self, hub_token: str) -> None:
+        """A live run of an earlier spawn: its server holds an older Hub token, so that one must be the server's again.
+
+        The Hub notices after ``start()`` that the token differs: it drops the one that it made, takes the older one
+        into its database when it is no longer there, and makes it the OAuth client's secret. It also resets what that
+        client is allowed, which :meth:`get_state`, called right after, puts back.
+        """
+        self.log.info("%s was found alive and is taken back", self._log_name)
+        client = self.orm_spawner.oauth_client
+        if client is not None:
+            self._oauth_client_as_made = (list(client.allowed_scopes), client.description)
+        self.api_token = hub_token
+
+    def _restore_oauth_client(self) -> None:
+        made, self._oauth_client_as_made = self._oauth_client_as_made, None
+        client = self.orm_spawner.oauth_client if made is not None else None
+        if made is not None and client is not None:
+            client.allowed_scopes, client.description = made
+
+    async def _url_that_answers(self) -> str | None:
+        connection = self._connection()
+        if not await connection.feed.synced(LOOK_AGAIN_S):
+            return None
+        view = connection.feed.view(self._key)
+        if view is None:
+            view = connection.feed.take(await connection.client.view(self._key))
+        if view.over:
+            # The Hub's probe then fails and it cleans up: let it do so soon.
+            self.http_timeout = PROBE_ENDED_S
+            return str(self.server.url)
+        if view.state == "ready" and view.url:
+            async with _probing():
+                if await connection.client.answers(
+                    url_path_join(view.url, self.server.base_url, "api"), timeout_s=LOOK_AGAIN_S
+                ):
+                    return self._note_url(view.url)
+        await connection.feed.changed(self._key, view, 2.0 if view.state == "ready" else LOOK_AGAIN_S)
+        return None
+
+    def _note_url(self, url: str) -> str:
+        """The Hub keeps scheme, host and port of a server's URL; after a restart it forgets to set the scheme."""
+        parts = urlsplit(url)
+        self.server.proto = parts.scheme
+        self.server.ip = parts.hostname or ""
+        self.server.port = parts.port or (443 if parts.scheme == "https" else 80)
+        return str(self.server.url)
+
+    async def _progress(self) -> AsyncGenerator[dict[str, Any], None]:
+        connection, shown, view = self._connection(), None, None
+        while self._starting or view is None:
+            view = connection.feed.view(self._key)
+            ours = view is not None and view.run == self._run and self._run
+            if connection.feed.silent_for_s > 1:
+                event = progress.unreachable(connection.feed.silent_for_s)
+            elif ours and view is not None:
+                event = progress.event(view)
+            else:
+                event = {"message": "Asking Glidepath for a server"}
+            if event != shown:
+                shown = event
+                yield event
+            if ours and view is not None and (view.over or view.state == "ready"):
+                return
+            await connection.feed.changed(self._key, view, 2.0)
+
+    def _watch_end(self) -> None:
+        feed = self._connection().feed
+        feed.call_at_end(self._key, self._ended)
+        view = feed.view(self._key)
+        if view is not None and view.over:
+            self._ended(view)
+
+    def _ended(self, view: ServerView) -> None:
+        """The event stream told the end: have the Hub look now instead of at its next poll."""
+        if self._telling_end is None or self._telling_end.done():
+            self.log.info("%s has ended: %s", self._log_name, view.end.reason if view.end else view.state)
+            self._telling_end = asyncio.create_task(self._tell_hub(), name=f"glidepath end of {self._log_name}")
+
+    async def _tell_hub(self) -> None:
+        # While the Hub is busy with this server, telling would run into it.
+        while self.pending:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        if self._poll_callback is not None:
+            await self.poll_and_notify()
+
+    def _refusal_of_start(self, refused: Refused) -> Exception:
+        problem = refused.problem
+        if problem.status in (401, 404):
+            return refusal(
+                "Glidepath's service does not know this Hub, so no server can be started. Tell the operators.",
+                reason="unknown_hub",
+                log_message=f"{refused}; check hub_name ({self.hub_name}) and secret_file",
+            )
+        points = [f"{field.removeprefix('options.')}: {said}" for field, said in problem.fields]
+        return refusal(
+            problem.title,
+            reason=problem.code,
+            status=400 if problem.status == 422 else problem.status,
+            points=points,
+        )
+
+    def _refusal_of_end(self, view: ServerView) -> Exception:
+        end = view.end
+        if end is None:
+            return refusal("The server ended before it was ready.", reason="ended")
+        message = end.message or "The server ended before it was ready."
+        verdicts = [f"{one.title}: {one.sentence}" for one in view.verdicts] if end.reason == "no_site" else []
+        return refusal(message, reason=end.reason, points=verdicts, lines=end.last_lines)
+
+    def _refuse_internal_ssl(self) -> None:
+        if self.internal_ssl:
+            self._gave_up = True
+            raise refusal(
+                "Glidepath does not support JupyterHub.internal_ssl yet; its links are encrypted by themselves.",
+                reason="internal_ssl",
+            )
+
+    async def _auth_state(self) -> dict[str, str]:
+        if not self.auth_state_fields:
+            return {}
+        state = await self.user.get_auth_state() or {}
+        named = {name: state[name] for name in self.auth_state_fields if state.get(name) is not None}
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in named.items()}
+
+    async def _who(self) -> dict[str, Any]:
+        return {
+            "user": self.user.name,
+            "server": self.name,
+            "groups": self._groups(),
+            "options": self._options_to_show(),
+        }
+
+    def _options_to_show(self) -> dict[str, Any]:
+        """The last choice, as the form's first one; only what the form knows."""
+        last = self.user_options or (self.orm_spawner.user_options if self.orm_spawner else None) or {}
+        return options_from_form(
+            {
+                name: [value if isinstance(value, str) else str(value)]
+                for name, value in last.items()
+                if isinstance(value, str | int | float)
+            }
+        )
+
+    def _groups(self) -> list[str]:
+        return [group.name for group in self.user.groups]
+
+    def _live_url(self) -> str | None:
+        """Where the form asks again; ``None`` when the service's page has an origin of its own."""
+        if not self.live_form or self.user.settings.get("subdomain_host"):
+            return None
+        base_url = self.hub.base_url.removesuffix("hub/")
+        return str(url_path_join(base_url, "services", self.page_name, "placement"))
+
+    @property
+    def _key(self) -> str:
+        return self._key_of(self.name)
+
+    def _key_of(self, server_name: str) -> str:
+        return ServerKey(self.hub_name, self.user.name, server_name).full()
+
+    def _connection(self) -> Connection:
+        facts = HubFacts(self.hub_name, self.hub.api_url, self.hub.base_url.removesuffix("hub/"))
+        return connect(self._where(), facts, self.service_config, self.log, _hub_stops_servers)
+
+    def _where(self) -> Where:
+        return Where(self.service_url, self.hub_name, self.secret_file, str(Path(self.state_dir).absolute()))
+
+
+def _status(view: ServerView) -> int:
+    return view.end.status() if view.end is not None else 0
+
+
+def _probing() -> asyncio.Semaphore:
+    return _probes.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(PROBES_AT_ONCE))
+
+
+def _hub_stops_servers() -> bool:
+    """Whether this Hub ends its servers when it is stopped; asked at its clean end."""
+    from jupyterhub.app import JupyterHub
+
+    return bool(JupyterHub.initialized() and JupyterHub.instance().cleanup_servers)
