@@ -1,0 +1,180 @@
+//! Where a user's files are kept.
+//!
+//! In: the operator's template and a server's key. Out: a folder that belongs to the user's account, or its removal.
+//! Two users never get the same path, and no name can leave the place that the template gives it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use glidepath_domain::backend::BackendError;
+use glidepath_domain::names::ServerKey;
+use sha2::{Digest, Sha256};
+
+use super::accounts::Account;
+use super::config::plain_absolute;
+use super::files;
+
+/// Longest slug that is a name written out; longer ones are shortened and carry a hash.
+const SLUG_PLAIN_MAX: usize = 100;
+/// Readable characters of a shortened slug.
+const SLUG_HEAD: usize = 60;
+
+/// Where homes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HomeTemplate {
+    /// The account's own, from the account database. Never made or removed here.
+    Account,
+    /// A path with `{user}`, and `{hub}` where several Hubs use the site.
+    Path(String),
+}
+
+impl HomeTemplate {
+    /// Accepts an absolute path that has `{user}` in it, and no braces but `{user}` and `{hub}`.
+    pub(crate) fn parse(raw: &str) -> Result<Self, String> {
+        let plain = raw.replace("{user}", "u").replace("{hub}", "h");
+        if !raw.contains("{user}") {
+            Err(format!("{raw:?} has no {{user}} in it, so all users would share one home"))
+        } else if plain.contains(['{', '}']) {
+            Err(format!("{raw:?} has braces other than {{user}} and {{hub}}"))
+        } else if plain_absolute(Path::new(&plain)) {
+            Ok(Self::Path(raw.to_owned()))
+        } else {
+            Err(format!("{raw:?} is not an absolute path without .."))
+        }
+    }
+
+    /// The home of this user under this account.
+    pub(crate) fn render(&self, key: &ServerKey, account: &Account) -> Result<PathBuf, BackendError> {
+        match self {
+            Self::Path(template) => Ok(PathBuf::from(
+                template
+                    .replace("{hub}", &slug(key.hub.as_str()))
+                    .replace("{user}", &slug(key.user.as_str())),
+            )),
+            Self::Account => account.home.clone().ok_or_else(|| {
+                BackendError::Refused(format!("the account {} has no home of its own", account.name))
+            }),
+        }
+    }
+}
+
+/// A name as one path component. Two names never give the same one.
+///
+/// Letters, digits and `-` stand for themselves; every other byte is `_` and two hexadecimal digits, so neither `/`
+/// nor `.` nor `..` survives. What would be longer than 100 characters is cut and ends in `__` and a hash, which no
+/// name written out can.
+pub(crate) fn slug(name: &str) -> String {
+    let mut out = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    if out.len() > SLUG_PLAIN_MAX {
+        out.truncate(SLUG_HEAD);
+        out.push_str("__");
+        out.push_str(&files::hex(&Sha256::digest(name))[..32]);
+    }
+    out
+}
+
+/// Makes sure that the home is there and belongs to the account. Keeps what is in it.
+pub(crate) fn ensure(template: &HomeTemplate, home: &Path, account: &Account) -> Result<(), BackendError> {
+    let refused = |why: String| BackendError::Refused(why);
+    match fs::metadata(home) {
+        Ok(found) if !found.is_dir() => Err(refused(format!("the home {} is not a folder", home.display()))),
+        Ok(found) if found.uid() == account.uid => Ok(()),
+        // A crash after making it and before giving it away; with something in it, it is somebody's.
+        Ok(found) if found.uid() == 0 && *template != HomeTemplate::Account && is_empty(home) => {
+            files::give(home, account).map_err(|why| {
+                refused(format!("the home {} cannot be given to its user: {why}", home.display()))
+            })
+        }
+        Ok(found) => Err(refused(format!(
+            "the home {} belongs to the account {} and not to {} ({})",
+            home.display(),
+            found.uid(),
+            account.name,
+            account.uid
+        ))),
+        Err(why) if why.kind() == io::ErrorKind::NotFound && *template != HomeTemplate::Account => {
+            make(home, account)
+                .map_err(|why| refused(format!("the home {} cannot be made: {why}", home.display())))
+        }
+        Err(why) => Err(refused(format!("the home {} cannot be used: {why}", home.display()))),
+    }
+}
+
+/// Removes the home for good. Follows no link, and succeeds when there is none.
+pub(crate) fn remove(template: &HomeTemplate, home: &Path) -> Result<(), BackendError> {
+    if *template == HomeTemplate::Account {
+        let why = format!("{} is the account's own home and is not removed from here", home.display());
+        return Err(BackendError::Refused(why));
+    }
+    match files::remove_tree(home) {
+        Ok(()) => Ok(()),
+        Err(why) => {
+            Err(BackendError::Unknown(format!("the home {} is not wholly removed: {why}", home.display())))
+        }
+    }
+}
+
+fn make(home: &Path, account: &Account) -> io::Result<()> {
+    if let Some(parent) = home.parent() {
+        files::make_folders(parent, 0o711)?;
+    }
+    match files::make_folder(home, 0o700) {
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other?,
+    }
+    files::give(home, account)
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn templates_that_would_mix_users_are_refused() {
+        for (raw, why) in [
+            ("/data", "has no {user}"),
+            ("data/{user}", "absolute"),
+            ("/data/../{user}", "absolute"),
+            ("/data/{user}/{server}", "braces"),
+        ] {
+            assert!(HomeTemplate::parse(raw).unwrap_err().contains(why), "{raw}");
+        }
+        assert!(HomeTemplate::parse("/data/{hub}-{user}/notebooks").is_ok());
+    }
+
+    #[test]
+    fn a_slug_is_readable_and_harmless() {
+        assert_eq!(slug("ada"), "ada");
+        assert_eq!(slug("ada@example.org"), "ada_40example_2eorg");
+        assert_eq!(slug(".."), "_2e_2e");
+        assert_eq!(slug("a/../b"), "a_2f_2e_2e_2fb");
+        assert!(slug(&"ü".repeat(255)).len() < SLUG_PLAIN_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn two_names_never_share_a_slug(a in "[a-zA-Z._@/ü-]{1,140}", b in "[a-zA-Z._@/ü-]{1,140}") {
+            prop_assert_eq!(a == b, slug(&a) == slug(&b));
+        }
+
+        #[test]
+        fn a_slug_is_one_path_component(name in ".{1,255}") {
+            let slug = slug(&name);
+            prop_assert!(slug.len() <= 255 && slug.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+        }
+    }
+}
