@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from conftest import SECRET
 from fake_service import FakeService
 from jupyterhub_glidepath.client import BadSecretFile, Client, Refused, Unreachable, read_secret

@@ -7,6 +7,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+
 from conftest import SECRET, until
 from fake_service import FakeService
 from jupyterhub_glidepath.client import Client

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from jupyterhub_glidepath.keys import ServerKey
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "server_key.json").read_text("utf-8"))

@@ -110,6 +110,11 @@ class Embedded:
             raise Unreachable(str(self._problem or "the embedded service is not up"))
         return self._attached.api
 
+    async def first_problem(self) -> EmbeddedProblem | None:
+        """Waits for the outcome of the first start."""
+        await self._up.wait()
+        return self._problem
+
     async def run(self) -> None:
         """Attaches or starts, and starts again whenever the service dies. Ends by being cancelled: then the service
         goes on, unless it is to stop with its Hub."""
@@ -251,7 +256,14 @@ class Embedded:
 
 def service_config(state_dir: Path, hub: HubFacts, settings: dict[str, Any]) -> dict[str, Any]:
     """The service's config for one Hub: defaults for this machine below what the operator set, the Hub above it."""
-    here = {"name": "here", "title": "This machine", "backend": "process", "reach": "direct"}
+    # Servers' accounts must be able to enter their folders, so these lie beside the closed state folder.
+    here = {
+        "name": "here",
+        "title": "This machine",
+        "backend": "process",
+        "reach": "direct",
+        "process": {"work_root": f"{state_dir}-jobs"},
+    }
     config: dict[str, Any] = {"site": [here], **settings}
     ours = {
         "name": hub.name,
@@ -369,8 +381,24 @@ def _may_pass(name: str) -> bool:
 
 
 _PASSED = frozenset(
-    ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    + ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "KUBECONFIG", "CONDOR_CONFIG")
+    {
+        "CONDOR_CONFIG",
+        "HOME",
+        "HTTPS_PROXY",
+        "KUBECONFIG",
+        "LANG",
+        "LOGNAME",
+        "NO_PROXY",
+        "PATH",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "XDG_RUNTIME_DIR",
+        "https_proxy",
+        "no_proxy",
+    }
 )
 
 

@@ -23,7 +23,7 @@ from traitlets import Bool, Dict, Integer, List, Unicode, default
 from jupyterhub_glidepath import progress
 from jupyterhub_glidepath.client import Refused, Unreachable
 from jupyterhub_glidepath.connection import Connection, Where, connect, connected
-from jupyterhub_glidepath.embedded import HubFacts
+from jupyterhub_glidepath.embedded import HubFacts, secret_file
 from jupyterhub_glidepath.form import options_from_form, static_form
 from jupyterhub_glidepath.keys import ServerKey
 from jupyterhub_glidepath.refusal import leave_uncounted, refusal
@@ -195,7 +195,7 @@ class GlidepathSpawner(Spawner):
                 return 0
             if self._starting:
                 return None
-            connection = self._connection()
+            connection = self.connection()
             if not await connection.feed.synced(FIRST_LOOK_S):
                 return None
             view = connection.feed.view(self._key)
@@ -208,7 +208,7 @@ class GlidepathSpawner(Spawner):
 
     async def stop(self, now: bool = False) -> None:
         """Ends the server and waits until it is gone."""
-        connection = self._connection()
+        connection = self.connection()
         connection.feed.call_at_end(self._key, None)
         deadline, wait_s = time.monotonic() + self.stop_patience, RETRY_FIRST_S
         while True:
@@ -257,7 +257,7 @@ class GlidepathSpawner(Spawner):
             return str(await super().get_options_form())
         try:
             who = await self._who()
-            return await self._connection().client.form(who | {"live_url": self._live_url()})
+            return await self.connection().client.form(who | {"live_url": self._live_url()})
         except (Unreachable, Refused) as error:
             self.log.warning("The options form for %s is a plain one: %s", self._log_name, error)
             return static_form("The list of sites cannot be shown at the moment.")
@@ -312,7 +312,7 @@ class GlidepathSpawner(Spawner):
     async def rename(self, old_name: str, new_name: str) -> None:
         """A server's files belong to its user, so only a run that still lives under the old name is in the way."""
         try:
-            view = await self._connection().client.view(self._key_of(old_name))
+            view = await self.connection().client.view(self._key_of(old_name))
         except (Unreachable, Refused) as error:
             raise refusal(
                 "The server cannot be renamed now: Glidepath does not answer. Try again in a moment.",
@@ -327,14 +327,14 @@ class GlidepathSpawner(Spawner):
         if self.name:
             return
         try:
-            await self._connection().client.forget_home(self._key)
+            await self.connection().client.forget_home(self._key)
         except (Unreachable, Refused) as error:
             self.log.error("What %s kept at the sites is still there: %s", self._log_name, error)
 
     # ---- its parts ----------------------------------------------------------------------------------------------
 
     async def _start(self) -> str:
-        connection = self._connection()
+        connection = self.connection()
         body = await self._start_body()
         started = await self._ask(connection, body)
         view = connection.feed.take(started.view)
@@ -421,7 +421,7 @@ class GlidepathSpawner(Spawner):
             client.allowed_scopes, client.description = made
 
     async def _url_that_answers(self) -> str | None:
-        connection = self._connection()
+        connection = self.connection()
         if not await connection.feed.synced(LOOK_AGAIN_S):
             return None
         view = connection.feed.view(self._key)
@@ -449,7 +449,7 @@ class GlidepathSpawner(Spawner):
         return str(self.server.url)
 
     async def _progress(self) -> AsyncGenerator[dict[str, Any], None]:
-        connection, shown, view = self._connection(), None, None
+        connection, shown, view = self.connection(), None, None
         while self._starting or view is None:
             view = connection.feed.view(self._key)
             ours = view is not None and view.run == self._run and self._run
@@ -467,7 +467,7 @@ class GlidepathSpawner(Spawner):
             await connection.feed.changed(self._key, view, 2.0)
 
     def _watch_end(self) -> None:
-        feed = self._connection().feed
+        feed = self.connection().feed
         feed.call_at_end(self._key, self._ended)
         view = feed.view(self._key)
         if view is not None and view.over:
@@ -561,9 +561,21 @@ class GlidepathSpawner(Spawner):
     def _key_of(self, server_name: str) -> str:
         return ServerKey(self.hub_name, self.user.name, server_name).full()
 
-    def _connection(self) -> Connection:
+    def connection(self) -> Connection:
+        """This Hub's connection to the service; opened by whoever asks first."""
         facts = HubFacts(self.hub_name, self.hub.api_url, self.hub.base_url.removesuffix("hub/"))
         return connect(self._where(), facts, self.service_config, self.log, _hub_stops_servers)
+
+    def where_for_page(self) -> dict[str, str]:
+        """What the page of servers must know to find the same service."""
+        where = self._where()
+        secret = where.secret_file or str(secret_file(Path(where.state_dir), where.hub_name))
+        return {
+            "hub_name": where.hub_name,
+            "service_url": where.service_url,
+            "secret_file": str(Path(secret).absolute()),
+            "state_dir": where.state_dir,
+        }
 
     def _where(self) -> Where:
         return Where(self.service_url, self.hub_name, self.secret_file, str(Path(self.state_dir).absolute()))
