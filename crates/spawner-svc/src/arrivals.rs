@@ -1,18 +1,40 @@
 //! Where agents arrive: tickets, the gate that redeems them, the live links, and what is reachable through them.
 //!
 //! In: knocks at the link listener. Out: for each admitted agent an [`Arrived`], to `spawn` and to whoever carries
-//! the streams that the agent opens. A ticket names one attempt; the first key that redeems it is bound to it.
+//! the streams that the agent opens. A ticket names one attempt; the first key that redeems it is bound to it, and
+//! only that key may ever come again. An attempt that is fenced in the store may not attach.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use glidepath_domain::names::{Attempt, InstanceId, ServerKey};
 use glidepath_domain::run::Moment;
+use glidepath_tunnel::home::{Admitted, Gate, Knock, Refusal};
+use glidepath_tunnel::link::Link;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::seal::SealError;
-use crate::store::Store;
+use crate::store::{Bound, Store};
+
+pub mod routes;
+#[cfg(test)]
+mod tests;
+mod ticket;
+pub mod upstream;
+
+use ticket::Tickets;
+
+/// Arrivals that may wait for `spawn`: as many as the home end has links.
+const ARRIVALS_WAITING: usize = 20_000;
+/// When an agent is to come again whose ticket could not be looked up.
+const COME_AGAIN: Duration = Duration::from_secs(2);
 
 /// An agent that the gate let in, with its link.
 #[derive(Clone)]
@@ -21,6 +43,17 @@ pub struct Arrived {
     pub attempt: Attempt,
     /// Whose server it is.
     pub key: ServerKey,
+    /// The way to its agent.
+    pub link: Link,
+}
+
+impl fmt::Debug for Arrived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arrived")
+            .field("attempt", &self.attempt)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Carries the streams that an agent opens. Implemented by the proxy.
@@ -31,7 +64,18 @@ pub trait AgentStreams: Send + Sync + 'static {
 
 /// The gate, the tickets and the live links.
 pub struct Arrivals {
-    _store: Store,
+    store: Store,
+    tickets: Tickets,
+    streams: Arc<dyn AgentStreams>,
+    arrived: mpsc::Sender<Arrived>,
+    /// Attempts that were admitted since the service started, until `spawn` lets go of them.
+    admitted: Mutex<HashMap<Attempt, Home>>,
+    replays: AtomicU64,
+}
+
+struct Home {
+    key: ServerKey,
+    link: Option<Link>,
 }
 
 impl Arrivals {
@@ -42,20 +86,106 @@ impl Arrivals {
         store: Store,
         streams: Arc<dyn AgentStreams>,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Arrived>), SealError> {
-        let _ = (state_dir, instance, streams);
-        Ok((Arc::new(Self { _store: store }), mpsc::channel(1).1))
+        let (arrived, arrivals) = mpsc::channel(ARRIVALS_WAITING);
+        let tickets = Tickets::in_state_dir(state_dir, instance)?;
+        let admitted = Mutex::default();
+        let this = Self { store, tickets, streams, arrived, admitted, replays: AtomicU64::new(0) };
+        Ok((Arc::new(this), arrivals))
     }
 
     /// The right to dial home for this attempt, redeemable for the first time until the deadline.
+    pub fn issue(&self, attempt: Attempt, now: Moment, deadline: Moment) -> Result<SecretString, SealError> {
+        self.tickets.issue(attempt, now, deadline)
+    }
+
+    /// The link of this attempt's agent, if it has one.
     #[must_use]
-    pub fn issue(&self, attempt: Attempt, now: Moment, deadline: Moment) -> SecretString {
-        let _ = (attempt, now, deadline);
-        SecretString::from("")
+    pub fn link(&self, attempt: Attempt) -> Option<Link> {
+        self.admitted().get(&attempt).and_then(|home| home.link.clone())
+    }
+
+    /// Closes this attempt's link, if it has one, and forgets the attempt. Whoever dials for it later asks the store.
+    pub fn dismiss(&self, attempt: Attempt, reason: &str) {
+        let home = self.admitted().remove(&attempt);
+        if let Some(link) = home.and_then(|home| home.link) {
+            link.close(reason);
+        }
     }
 
     /// Knocks refused because another key had redeemed the ticket, since the service started.
     #[must_use]
     pub fn replays(&self) -> u64 {
-        0
+        self.replays.load(Ordering::Relaxed)
     }
+
+    fn admitted(&self) -> MutexGuard<'_, HashMap<Attempt, Home>> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replayed(&self, attempt: Attempt, server_key: Option<&str>, knock: &Knock) -> Refusal {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            %attempt,
+            server.key = server_key,
+            peer = %knock.peer,
+            software = knock.software,
+            "a ticket was shown again with another key; it was refused. Somebody at the site may have copied it"
+        );
+        final_refusal("another agent has redeemed this ticket")
+    }
+}
+
+#[async_trait]
+impl Gate for Arrivals {
+    async fn admit(&self, knock: Knock) -> Result<Admitted, Refusal> {
+        let Some(ticket) = self.tickets.read(&knock.credential) else {
+            tracing::info!(peer = %knock.peer, software = knock.software, "a dial without a ticket of ours");
+            return Err(final_refusal("this is no ticket of this service"));
+        };
+        let may_be_first = clock::now() <= ticket.until;
+        let attempt = ticket.attempt;
+        match self.store.bind(attempt, &knock.key, may_be_first).await {
+            Ok(Bound::ToThisKey { server_key }) => match ServerKey::parse_full(&server_key) {
+                Ok(key) => {
+                    self.admitted().entry(attempt).or_insert(Home { key, link: None });
+                    Ok(Admitted { identity: attempt.to_string() })
+                }
+                Err(error) => {
+                    tracing::error!(%attempt, %error, "the store holds a server key that does not read");
+                    Err(final_refusal("this server is not known"))
+                }
+            },
+            Ok(Bound::ToAnotherKey) => Err(self.replayed(attempt, None, &knock)),
+            Ok(Bound::Fenced) => Err(final_refusal("this attempt is over")),
+            Ok(Bound::TooLate) => Err(final_refusal("this ticket was not redeemed in time")),
+            Ok(Bound::Unknown) => Err(final_refusal("this run is not known")),
+            Err(error) => {
+                tracing::warn!(%attempt, %error, "a ticket could not be looked up; the agent is to come again");
+                Err(Refusal::Later { sentence: "the service is not ready".to_owned(), after: COME_AGAIN })
+            }
+        }
+    }
+
+    fn linked(&self, admitted: &Admitted, link: Link) {
+        let Ok(attempt) = Attempt::parse(&admitted.identity) else { return };
+        let key = match self.admitted().get_mut(&attempt) {
+            Some(home) => {
+                home.link = Some(link.clone());
+                home.key.clone()
+            }
+            None => {
+                link.close("this attempt is over"); // dismissed between the gate's yes and this
+                return;
+            }
+        };
+        let arrived = Arrived { attempt, key, link };
+        self.streams.carry(arrived.clone());
+        if let Err(error) = self.arrived.try_send(arrived) {
+            tracing::error!(%attempt, %error, "an arrival could not be told to its run");
+        }
+    }
+}
+
+fn final_refusal(sentence: &str) -> Refusal {
+    Refusal::Final { sentence: sentence.to_owned() }
 }

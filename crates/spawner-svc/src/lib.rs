@@ -13,6 +13,7 @@
 
 pub mod app;
 pub mod arrivals;
+pub mod clock;
 pub mod config;
 pub mod http;
 pub mod metrics;

@@ -3,13 +3,16 @@
 //! In: config and the backends that `app` built. Out: the latest snapshot of each site, refreshed in the background,
 //! with a site that fails repeatedly left alone for a while.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use glidepath_api_types::agent::ListenOn;
 use glidepath_domain::backend::Backend;
 use glidepath_domain::names::SiteName;
-use glidepath_domain::site::{Site, Snapshot};
+use glidepath_domain::site::{Health, Site, Snapshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// One site with its backend.
@@ -59,37 +62,281 @@ impl Default for Pace {
 pub struct SiteNow {
     /// The site and its backend.
     pub setup: SiteSetup,
-    /// What it said last; `None` when it has not answered yet.
+    /// What it said last, with its health as the service sees it; `None` when it has not answered yet.
     pub snapshot: Option<Snapshot>,
 }
 
 /// All sites; cheap to clone.
 #[derive(Clone)]
 pub struct Sites {
-    inner: Arc<(Vec<SiteSetup>, Pace)>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    sites: Vec<SiteSetup>,
+    pace: Pace,
+    heard: Mutex<HashMap<SiteName, Heard>>,
+}
+
+/// What was heard of one site, and how it has done.
+#[derive(Debug, Default)]
+struct Heard {
+    snapshot: Option<(Snapshot, Instant)>,
+    /// Why the last snapshot did not come, since the last that did.
+    silent: Option<String>,
+    breaker: Breaker,
+}
+
+/// Leaves a site alone that failed several times in a row; for longer each time.
+#[derive(Debug, Default)]
+struct Breaker {
+    failures: u32,
+    rests: u32,
+    resting_until: Option<Instant>,
+    why: String,
 }
 
 impl Sites {
     /// Takes the sites in the operator's order.
     #[must_use]
     pub fn new(sites: Vec<SiteSetup>, pace: Pace) -> Self {
-        Self { inner: Arc::new((sites, pace)) }
+        let heard = sites.iter().map(|setup| (setup.site.name.clone(), Heard::default())).collect();
+        Self { inner: Arc::new(Inner { sites, pace, heard: Mutex::new(heard) }) }
     }
 
     /// Asks every site for a snapshot, again and again, until told to stop.
     pub async fn run(&self, stop: CancellationToken) {
+        let mut loops = JoinSet::new();
+        for setup in &self.inner.sites {
+            let (this, setup, stop) = (self.clone(), setup.clone(), stop.clone());
+            loops.spawn(async move {
+                let asking = async {
+                    loop {
+                        this.refresh(&setup).await;
+                        tokio::time::sleep(jittered(this.inner.pace.snapshot_every)).await;
+                    }
+                };
+                stop.run_until_cancelled(asking).await;
+            });
+        }
         stop.cancelled().await;
+        while loops.join_next().await.is_some() {}
+    }
+
+    /// Asks one site for a snapshot now.
+    pub async fn refresh(&self, setup: &SiteSetup) {
+        let name = &setup.site.name;
+        let asked = tokio::time::timeout(self.inner.pace.snapshot_timeout, setup.backend.snapshot()).await;
+        let answer = match asked {
+            Ok(Ok(snapshot)) => Ok(snapshot),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", self.inner.pace.snapshot_timeout.as_secs())),
+        };
+        let mut heard = self.heard();
+        let Some(heard) = heard.get_mut(name) else { return };
+        match answer {
+            Ok(snapshot) => {
+                if heard.silent.take().is_some() {
+                    tracing::info!(site = %name, "the site answers again");
+                }
+                heard.snapshot = Some((snapshot, Instant::now()));
+            }
+            Err(why) => {
+                if heard.silent.is_none() {
+                    tracing::warn!(site = %name, %why, "the site does not answer");
+                }
+                heard.silent = Some(why);
+            }
+        }
+    }
+
+    /// An attempt failed there. After several in a row the site rests.
+    pub fn failed(&self, name: &SiteName, why: &str) {
+        let pace = self.inner.pace;
+        let mut heard = self.heard();
+        let Some(heard) = heard.get_mut(name) else { return };
+        if let Some(rest) = heard.breaker.failed(why, &pace, Instant::now()) {
+            tracing::warn!(site = %name, %why, rest_s = rest.as_secs(), "the site failed repeatedly and rests");
+        }
+    }
+
+    /// An attempt went well there.
+    pub fn did_well(&self, name: &SiteName) {
+        if let Some(heard) = self.heard().get_mut(name) {
+            heard.breaker = Breaker::default();
+        }
     }
 
     /// One site by name.
     #[must_use]
     pub fn get(&self, name: &SiteName) -> Option<SiteSetup> {
-        self.inner.0.iter().find(|s| &s.site.name == name).cloned()
+        self.inner.sites.iter().find(|setup| &setup.site.name == name).cloned()
+    }
+
+    /// The sites in the operator's order, without what is known of them now.
+    #[must_use]
+    pub fn setups(&self) -> &[SiteSetup] {
+        &self.inner.sites
     }
 
     /// Every site as it stands, in the operator's order.
     #[must_use]
     pub fn all(&self) -> Vec<SiteNow> {
-        self.inner.0.iter().map(|setup| SiteNow { setup: setup.clone(), snapshot: None }).collect()
+        let heard = self.heard();
+        let now = Instant::now();
+        let site_now = |setup: &SiteSetup| SiteNow {
+            setup: setup.clone(),
+            snapshot: heard
+                .get(&setup.site.name)
+                .and_then(|heard| heard.snapshot_at(setup, &self.inner.pace, now)),
+        };
+        self.inner.sites.iter().map(site_now).collect()
+    }
+
+    /// When the snapshot of this site was taken that [`Sites::all`] shows.
+    #[must_use]
+    pub fn snapshot_taken(&self, name: &SiteName) -> Option<Instant> {
+        self.heard().get(name).and_then(|heard| heard.snapshot.as_ref().map(|(_, taken)| *taken))
+    }
+
+    fn heard(&self) -> MutexGuard<'_, HashMap<SiteName, Heard>> {
+        self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Heard {
+    /// The last snapshot, with the health that the service sees. A site that never answered has none, unless the
+    /// operator closed it or it rests.
+    fn snapshot_at(&self, setup: &SiteSetup, pace: &Pace, now: Instant) -> Option<Snapshot> {
+        let stale = pace.snapshot_every * 3 + pace.snapshot_timeout;
+        let health = match (&setup.closed, self.breaker.resting(now), &self.silent, &self.snapshot) {
+            (Some(why), _, _, _) => Some(Health::Closed(why.clone())),
+            (None, Some(why), _, _) => Some(Health::Resting(why.to_owned())),
+            (None, None, Some(why), _) => Some(Health::Unknown(why.clone())),
+            (None, None, None, Some((_, taken))) if now.duration_since(*taken) > stale => {
+                Some(Health::Unknown("it has not answered lately".to_owned()))
+            }
+            (None, None, None, _) => None,
+        };
+        let said = self.snapshot.as_ref().map(|(snapshot, _)| snapshot.clone());
+        match (said, health) {
+            (Some(said), None) => Some(said),
+            (Some(said), Some(health)) => Some(Snapshot { health, ..said }),
+            (None, None) => None,
+            (None, Some(health)) => {
+                Some(Snapshot { health, free_slots: None, waiting: 0, predicted_wait_s: None, servers: 0 })
+            }
+        }
+    }
+}
+
+impl Breaker {
+    /// Notes a failure. Some when the site is to rest from here on, and for how long.
+    fn failed(&mut self, why: &str, pace: &Pace, now: Instant) -> Option<Duration> {
+        self.failures = self.failures.saturating_add(1);
+        why.clone_into(&mut self.why);
+        // After a rest the first failure is enough: the site is on trial until something goes well.
+        if self.failures < pace.failures_to_rest && self.rests == 0 {
+            return None;
+        }
+        if self.resting(now).is_some() {
+            return None;
+        }
+        let rest = pace.rest.saturating_mul(2_u32.saturating_pow(self.rests.min(16))).min(pace.rest_ceiling);
+        self.rests = self.rests.saturating_add(1);
+        self.resting_until = Some(now + rest);
+        Some(rest)
+    }
+
+    fn resting(&self, now: Instant) -> Option<&str> {
+        self.resting_until.filter(|until| now < *until).map(|_| self.why.as_str())
+    }
+}
+
+/// Between 80 and 120 percent of a time, so that many askers do not fall into step.
+#[must_use]
+pub fn jittered(time: Duration) -> Duration {
+    time.mul_f64(rand::random_range(0.8..1.2))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use glidepath_domain::site::{Access, Home, Limits, Reach};
+    use glidepath_testkit::backend::FakeBackend;
+
+    use super::*;
+
+    fn setup(name: &str, backend: &FakeBackend) -> SiteSetup {
+        SiteSetup {
+            site: Site {
+                name: SiteName::parse(name).unwrap(),
+                title: name.to_owned(),
+                labels: BTreeMap::new(),
+                reach: Reach::Tunnel,
+                limits: Limits::default(),
+                archs: vec![],
+                gpus: vec![],
+                access: Access::Everyone,
+                home: Home::Kept,
+                preference: 0,
+            },
+            backend: backend.shared(),
+            listen_on: ListenOn::UnixSocket,
+            absence_limit_s: None,
+            closed: None,
+        }
+    }
+
+    fn health(sites: &Sites) -> Option<Health> {
+        sites.all().remove(0).snapshot.map(|snapshot| snapshot.health)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_site_that_fails_three_times_in_a_row_rests_and_longer_the_next_time() {
+        let backend = FakeBackend::accepting();
+        let pace = Pace::default();
+        let sites = Sites::new(vec![setup("here", &backend)], pace);
+        let name = SiteName::parse("here").unwrap();
+        sites.refresh(&sites.setups()[0]).await;
+        sites.failed(&name, "no dial-home");
+        sites.failed(&name, "no dial-home");
+        assert_eq!(health(&sites), Some(Health::Well));
+        sites.failed(&name, "no dial-home");
+        assert_eq!(health(&sites), Some(Health::Resting("no dial-home".to_owned())));
+        tokio::time::advance(pace.rest).await;
+        sites.refresh(&sites.setups()[0]).await;
+        assert_eq!(health(&sites), Some(Health::Well), "on trial");
+        sites.failed(&name, "again");
+        tokio::time::advance(pace.rest).await;
+        assert_eq!(health(&sites), Some(Health::Resting("again".to_owned())), "twice as long");
+        sites.did_well(&name);
+        sites.refresh(&sites.setups()[0]).await;
+        assert_eq!(health(&sites), Some(Health::Well));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_site_keeps_its_last_snapshot_as_unknown() {
+        let backend = FakeBackend::accepting();
+        let sites = Sites::new(vec![setup("here", &backend)], Pace::default());
+        assert_eq!(health(&sites), None, "it has not answered yet");
+        sites.refresh(&sites.setups()[0]).await;
+        backend.silent(true);
+        sites.refresh(&sites.setups()[0]).await;
+        assert!(matches!(health(&sites), Some(Health::Unknown(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sites_are_asked_again_and_again_until_the_stop() {
+        let backend = FakeBackend::accepting();
+        let sites = Sites::new(vec![setup("here", &backend)], Pace::default());
+        let stop = CancellationToken::new();
+        let ending = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            stop.cancel();
+        };
+        tokio::join!(sites.run(stop.clone()), ending);
+        assert!((4..=9).contains(&backend.snapshots()), "{}", backend.snapshots());
     }
 }

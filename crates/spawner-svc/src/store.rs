@@ -1,14 +1,45 @@
 //! The only SQL: runs, attempts, events, sealed launch orders.
 //!
-//! One task writes, many changes per transaction; whoever asked for a change hears of it after the commit is on disk.
+//! In: rows that `spawn` and `arrivals` made. Out: the same rows, and every event in the order of its id. One task
+//! writes, many changes per transaction, each in a savepoint of its own; whoever asked for a change hears of it after
+//! the commit is on disk. Readers have a small pool. Queries are written so that PostgreSQL can serve the same.
+//! Not here: what a run's record means.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::seal::Seal;
+use glidepath_domain::names::{Attempt, RunId};
+use secrecy::SecretString;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions as _, Row as _};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::seal::{Seal, SealError};
+
+mod folder;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use write::{Change, Done, Job, Writer};
+
+/// Changes that may wait for the writer.
+const CHANGES_WAITING: usize = 1024;
+/// Events that a slow subscriber may fall behind before it must read them from the store.
+const EVENTS_WAITING: usize = 1024;
+/// Connections for readers.
+const READERS: u32 = 4;
+/// How long a statement waits for another process that holds the database.
+const BUSY: Duration = Duration::from_secs(10);
+/// How long a caller waits for its change or its rows.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why the store could not be opened, read or written. One sentence each.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The folder cannot hold the database.
     #[error("the state folder {path} {why}")]
@@ -26,6 +57,9 @@ pub enum StoreError {
         /// In the database's words.
         why: String,
     },
+    /// A launch order could not be sealed or opened.
+    #[error("a launch order is out of reach: {0}")]
+    Sealed(String),
     /// Another run of the same server is alive.
     #[error("another run of this server is alive")]
     AlreadyAlive,
@@ -34,28 +68,313 @@ pub enum StoreError {
     Closed,
 }
 
+/// A run as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunRow {
+    /// Which life.
+    pub run: RunId,
+    /// The Hub that it belongs to.
+    pub hub: String,
+    /// The server's full key.
+    pub server_key: String,
+    /// The Hub's spawn that created it.
+    pub spawn_id: String,
+    /// A word for people who look into the database.
+    pub state: String,
+    /// False once it ended.
+    pub alive: bool,
+    /// True once it ended and nothing is left of it at any site.
+    pub settled: bool,
+    /// Milliseconds since 1970.
+    pub requested_ms: i64,
+    /// The same, of its end.
+    pub ended_ms: Option<i64>,
+    /// The life cycle's own record, as JSON.
+    pub doc: String,
+    /// What everybody may see, as JSON.
+    pub view: String,
+    /// Its attempts. Which key is bound to one is the gate's to write.
+    pub attempts: Vec<AttemptRow>,
+}
+
+/// An attempt as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRow {
+    /// Counts from 1.
+    pub number: u32,
+    /// Where.
+    pub site: String,
+    /// True once it may not attach.
+    pub fenced: bool,
+    /// The batch system's own name for its job.
+    pub job: Option<String>,
+}
+
+/// What became of binding a key to an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bound {
+    /// The key is bound to it: now, or it was before.
+    ToThisKey {
+        /// The server's full key.
+        server_key: String,
+    },
+    /// It is not bound, and the ticket's time for a first redemption is over.
+    TooLate,
+    /// Another key redeemed the ticket.
+    ToAnotherKey,
+    /// It may not attach: another attempt follows, or the run is over.
+    Fenced,
+    /// There is no such attempt.
+    Unknown,
+}
+
+/// One event as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRow {
+    /// Grows by one per event, over all Hubs.
+    pub id: u64,
+    /// The Hub that may hear it.
+    pub hub: Arc<str>,
+    /// What everybody may see of the run, as JSON.
+    pub view: Arc<str>,
+}
+
 /// Handle to the store; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    readers: SqlitePool,
+    changes: mpsc::Sender<Job>,
+    events: broadcast::Sender<EventRow>,
+    seal: Seal,
+    writer: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
     /// Opens `<state_dir>/glidepath.db`, brings its tables up to date and starts the writer.
     /// Refuses a folder on a network file system.
-    #[expect(clippy::unused_async, reason = "signature first")]
     pub async fn open(state_dir: &Path, seal: Seal) -> Result<Self, StoreError> {
-        let _ = (state_dir, seal);
-        Ok(Self { _inner: Arc::new(()) })
+        folder::check(state_dir)?;
+        let path = state_dir.join("glidepath.db");
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY)
+            .disable_statement_logging();
+        let mut connection = options.connect().await.map_err(|error| failed("opened", &error))?;
+        folder::keep_to_owner(&path)?;
+        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|error| StoreError::Database {
+            step: "opened",
+            why: format!("{error}; was it written by a newer version?"),
+        })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(ANSWER_WITHIN)
+            .connect_with(options.create_if_missing(false).read_only(true))
+            .await
+            .map_err(|error| failed("opened", &error))?;
+        let (changes, jobs) = mpsc::channel(CHANGES_WAITING);
+        let (events, _) = broadcast::channel(EVENTS_WAITING);
+        let writer = Writer { connection, jobs, events: events.clone() };
+        let writer = tokio::runtime::Handle::current().spawn(writer.run());
+        let writer = std::sync::Mutex::new(Some(writer));
+        Ok(Self { inner: Arc::new(Inner { readers, changes, events, seal, writer }) })
     }
 
     /// Writes what is under way and closes. Later calls fail with [`StoreError::Closed`].
-    #[expect(clippy::unused_async, reason = "signature first")]
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        let _ = self.change(Change::Close).await;
+        let writer = self.inner.writer.lock().ok().and_then(|mut writer| writer.take());
+        if let Some(writer) = writer {
+            let _ = writer.await;
+        }
+        self.inner.readers.close().await;
+    }
 
     /// True while reads and writes work; for `/health/ready`.
-    #[expect(clippy::unused_async, reason = "signature first")]
     pub async fn healthy(&self) -> bool {
-        true
+        let read = sqlx::query("SELECT 1").fetch_one(&self.inner.readers);
+        let read = tokio::time::timeout(Duration::from_secs(3), read).await;
+        matches!(read, Ok(Ok(_))) && !self.inner.changes.is_closed()
     }
+
+    /// Writes down a new run with its sealed launch order, and tells of it. One live run per server, whatever happens.
+    pub async fn create(&self, row: RunRow, order: &SecretString) -> Result<(), StoreError> {
+        let sealed = self.inner.seal.close(&row.run.to_string(), order).map_err(out_of_reach)?;
+        self.change(Change::Create { row: Box::new(row), sealed }).await.map(drop)
+    }
+
+    /// Writes down how a run stands. `tell` makes an event of it; `erase_order` removes its launch order.
+    pub async fn save(&self, row: RunRow, tell: bool, erase_order: bool) -> Result<(), StoreError> {
+        self.change(Change::Save { row: Box::new(row), tell, erase_order }).await.map(drop)
+    }
+
+    /// Binds an agent's key to an attempt, by compare-and-set. `may_be_first` is false once the ticket's time for a
+    /// first redemption is over.
+    pub async fn bind(
+        &self,
+        attempt: Attempt,
+        key: &[u8; 32],
+        may_be_first: bool,
+    ) -> Result<Bound, StoreError> {
+        let key = crate::seal::to_hex(key);
+        match self.change(Change::Bind { attempt, key, may_be_first }).await? {
+            Done::Bound(bound) => Ok(bound),
+            Done::Written => Err(StoreError::Closed),
+        }
+    }
+
+    /// Removes ended runs that are older, but the last of each server, and all but the newest events.
+    pub async fn prune(&self, ended_before_ms: i64, keep_events: u32) -> Result<(), StoreError> {
+        self.change(Change::Prune { ended_before_ms, keep_events }).await.map(drop)
+    }
+
+    /// Every run that lives or still has something left at a site, oldest first.
+    pub async fn unsettled(&self) -> Result<Vec<RunRow>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM runs WHERE settled = 0 ORDER BY run");
+        let rows = self.read(rows.fetch_all(&self.inner.readers)).await?;
+        rows.iter().map(run_row).collect()
+    }
+
+    /// The last run of each server.
+    pub async fn last_runs(&self) -> Result<Vec<RunRow>, StoreError> {
+        let query = "SELECT r.* FROM runs r WHERE r.run = \
+                     (SELECT MAX(l.run) FROM runs l WHERE l.server_key = r.server_key) ORDER BY r.run";
+        let rows = self.read(sqlx::query(query).fetch_all(&self.inner.readers)).await?;
+        rows.iter().map(run_row).collect()
+    }
+
+    /// Whether anything may be left of this attempt at a site: `None` when the run is not known at all.
+    pub async fn is_wanted(&self, attempt: Attempt) -> Result<Option<bool>, StoreError> {
+        let query = "SELECT r.settled, a.number FROM runs r \
+                     LEFT JOIN attempts a ON a.run = r.run AND a.number = $2 WHERE r.run = $1";
+        let query = sqlx::query(query).bind(attempt.run.to_string()).bind(i64::from(attempt.number));
+        let row = self.read(query.fetch_optional(&self.inner.readers)).await?;
+        let Some(row) = row else { return Ok(None) };
+        let settled: i64 = get(&row, "settled")?;
+        let number: Option<i64> = get(&row, "number")?;
+        Ok(number.map(|_| settled == 0))
+    }
+
+    /// The launch order of a run, while it is kept.
+    pub async fn order(&self, run: RunId) -> Result<Option<SecretString>, StoreError> {
+        let query = sqlx::query("SELECT sealed FROM orders WHERE run = $1").bind(run.to_string());
+        let Some(row) = self.read(query.fetch_optional(&self.inner.readers)).await? else { return Ok(None) };
+        let sealed: Vec<u8> = get(&row, "sealed")?;
+        self.inner.seal.open(&run.to_string(), &sealed).map(Some).map_err(out_of_reach)
+    }
+
+    /// Events of one Hub after an id, oldest first, at most so many.
+    pub async fn events_after(
+        &self,
+        hub: &str,
+        after: u64,
+        at_most: u32,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        let query = "SELECT id, hub, view FROM events WHERE hub = $1 AND id > $2 ORDER BY id LIMIT $3";
+        let query = sqlx::query(query)
+            .bind(hub.to_owned())
+            .bind(i64::try_from(after).unwrap_or(i64::MAX))
+            .bind(i64::from(at_most));
+        let rows = self.read(query.fetch_all(&self.inner.readers)).await?;
+        rows.iter().map(event_row).collect()
+    }
+
+    /// The oldest and the newest id that are kept.
+    pub async fn event_ids(&self) -> Result<Option<(u64, u64)>, StoreError> {
+        let query = sqlx::query("SELECT MIN(id) AS oldest, MAX(id) AS newest FROM events");
+        let row = self.read(query.fetch_one(&self.inner.readers)).await?;
+        let (oldest, newest): (Option<i64>, Option<i64>) = (get(&row, "oldest")?, get(&row, "newest")?);
+        Ok(oldest.zip(newest).map(|(oldest, newest)| (oldest.unsigned_abs(), newest.unsigned_abs())))
+    }
+
+    /// Every event from here on, in the order of its id, after it is on disk.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<EventRow> {
+        self.inner.events.subscribe()
+    }
+
+    async fn change(&self, change: Change) -> Result<Done, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let act = async {
+            self.inner.changes.send(Job { change, reply }).await.map_err(|_| StoreError::Closed)?;
+            answer.await.map_err(|_| StoreError::Closed)?
+        };
+        tokio::time::timeout(ANSWER_WITHIN, act).await.unwrap_or_else(|_| Err(too_slow("written")))
+    }
+
+    async fn read<T>(&self, act: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
+        match tokio::time::timeout(ANSWER_WITHIN, act).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(sqlx::Error::PoolClosed)) => Err(StoreError::Closed),
+            Ok(Err(error)) => Err(failed("read", &error)),
+            Err(_) => Err(too_slow("read")),
+        }
+    }
+}
+
+fn run_row(row: &sqlx::sqlite::SqliteRow) -> Result<RunRow, StoreError> {
+    let run: String = get(row, "run")?;
+    let (alive, settled): (i64, i64) = (get(row, "alive")?, get(row, "settled")?);
+    Ok(RunRow {
+        run: RunId::parse(&run).map_err(|error| unreadable(&error.to_string()))?,
+        hub: get(row, "hub")?,
+        server_key: get(row, "server_key")?,
+        spawn_id: get(row, "spawn_id")?,
+        state: get(row, "state")?,
+        alive: alive != 0,
+        settled: settled != 0,
+        requested_ms: get(row, "requested_ms")?,
+        ended_ms: get(row, "ended_ms")?,
+        doc: get(row, "doc")?,
+        view: get(row, "view")?,
+        attempts: Vec::new(),
+    })
+}
+
+fn event_row(row: &sqlx::sqlite::SqliteRow) -> Result<EventRow, StoreError> {
+    let id: i64 = get(row, "id")?;
+    let (hub, view): (String, String) = (get(row, "hub")?, get(row, "view")?);
+    Ok(EventRow { id: id.unsigned_abs(), hub: hub.into(), view: view.into() })
+}
+
+fn get<'r, T>(row: &'r sqlx::sqlite::SqliteRow, column: &str) -> Result<T, StoreError>
+where
+    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    row.try_get(column).map_err(|error| unreadable(&error.to_string()))
+}
+
+fn unreadable(why: &str) -> StoreError {
+    StoreError::Database { step: "read", why: why.to_owned() }
+}
+
+fn too_slow(step: &'static str) -> StoreError {
+    StoreError::Database { step, why: format!("no answer within {} seconds", ANSWER_WITHIN.as_secs()) }
+}
+
+fn out_of_reach(error: SealError) -> StoreError {
+    StoreError::Sealed(error.to_string())
+}
+
+/// An error of the database as one sentence that an operator can act on.
+fn failed(step: &'static str, error: &sqlx::Error) -> StoreError {
+    let code =
+        error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<i64>().ok());
+    let why = match code.map(|code| code & 0xff) {
+        Some(13) => "the disk is full: make room in the state folder".to_owned(),
+        Some(8) => "the file is read-only: the service's account must be able to write it".to_owned(),
+        Some(5 | 6) => "another process holds it: does a second service use this state folder?".to_owned(),
+        Some(11 | 26) => format!("it is damaged ({error}): restore the state folder from a backup"),
+        Some(10) => format!("the disk failed ({error})"),
+        Some(14) => "the file cannot be opened: the service's account must own the state folder".to_owned(),
+        _ => error.to_string(),
+    };
+    StoreError::Database { step, why }
 }

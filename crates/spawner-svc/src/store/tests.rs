@@ -1,0 +1,250 @@
+use std::time::Duration;
+
+use glidepath_domain::names::{Attempt, RunId};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::*;
+use crate::seal::Seal;
+
+const KEY: [u8; 32] = [7; 32];
+const OTHER_KEY: [u8; 32] = [8; 32];
+
+struct House {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl House {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = opened(dir.path()).await;
+        Self { dir, store }
+    }
+
+    /// What a crash leaves: the old handles are dropped, nothing is closed.
+    async fn crashed(self) -> Self {
+        drop(self.store);
+        let store = opened(self.dir.path()).await;
+        Self { dir: self.dir, store }
+    }
+}
+
+async fn opened(dir: &Path) -> Store {
+    Store::open(dir, Seal::in_state_dir(dir).unwrap()).await.unwrap()
+}
+
+fn run(n: u64) -> RunId {
+    RunId::from_parts(1_700_000_000_000 + n, u128::from(n))
+}
+
+fn row(n: u64, server_key: &str) -> RunRow {
+    RunRow {
+        run: run(n),
+        hub: "main".to_owned(),
+        server_key: server_key.to_owned(),
+        spawn_id: format!("spawn-{n}"),
+        state: "submitting".to_owned(),
+        alive: true,
+        settled: false,
+        requested_ms: 1,
+        ended_ms: None,
+        doc: format!("{{\"n\":{n}}}"),
+        view: format!("{{\"view\":{n}}}"),
+        attempts: vec![AttemptRow { number: 1, site: "here".to_owned(), fenced: false, job: None }],
+    }
+}
+
+fn ended(n: u64, server_key: &str, at_ms: i64) -> RunRow {
+    let mut row = row(n, server_key);
+    row.attempts[0].fenced = true;
+    RunRow { alive: false, settled: true, ended_ms: Some(at_ms), state: "ended".to_owned(), ..row }
+}
+
+fn order() -> SecretString {
+    SecretString::from("{\"token\":\"s3cret\"}")
+}
+
+fn attempt(n: u64, number: u32) -> Attempt {
+    Attempt { run: run(n), number }
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_a_crash() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    let house = house.crashed().await;
+    let kept = house.store.unsettled().await.unwrap();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].doc, "{\"n\":1}");
+    assert_eq!(house.store.order(run(1)).await.unwrap().unwrap().expose_secret(), order().expose_secret());
+}
+
+#[tokio::test]
+async fn launch_orders_are_not_readable_in_the_files_and_are_erased() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    for file in std::fs::read_dir(house.dir.path()).unwrap().flatten().filter(|file| file.path().is_file()) {
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert!(!bytes.windows(6).any(|w| w == b"s3cret"), "{:?}", file.path());
+    }
+    house.store.save(ended(1, "main.ada.", 5), true, true).await.unwrap();
+    assert!(house.store.order(run(1)).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn one_server_has_one_live_run() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    let twice = house.store.create(row(2, "main.ada."), &order()).await;
+    assert!(matches!(twice, Err(StoreError::AlreadyAlive)));
+    house.store.create(row(3, "main.bob."), &order()).await.unwrap();
+    house.store.save(ended(1, "main.ada.", 5), true, true).await.unwrap();
+    house.store.create(row(4, "main.ada."), &order()).await.unwrap();
+    let last: Vec<RunId> = house.store.last_runs().await.unwrap().iter().map(|row| row.run).collect();
+    assert_eq!(last, [run(3), run(4)]);
+}
+
+#[tokio::test]
+async fn many_changes_at_once_are_all_written_and_told_in_order() {
+    let house = House::new().await;
+    let mut events = house.store.subscribe();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let store = house.store.clone();
+        tasks.spawn(async move { store.create(row(n, &format!("main.u{n}.")), &order()).await });
+    }
+    // One that fails among them spoils no other.
+    let store = house.store.clone();
+    tasks.spawn(async move {
+        store.create(row(1000, "main.same."), &order()).await.unwrap();
+        match store.create(row(1001, "main.same."), &order()).await {
+            Err(StoreError::AlreadyAlive) => Ok(()),
+            other => panic!("{other:?}"),
+        }
+    });
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap().unwrap();
+    }
+    assert_eq!(house.store.unsettled().await.unwrap().len(), 201);
+    let told: Vec<u64> = std::iter::from_fn(|| events.try_recv().ok()).map(|event| event.id).collect();
+    assert_eq!(told, (1..=201).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_key_is_bound_once_and_the_same_key_may_come_again() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    let ours = Bound::ToThisKey { server_key: "main.ada.".to_owned() };
+    assert_eq!(house.store.bind(attempt(1, 1), &KEY, true).await.unwrap(), ours);
+    assert_eq!(
+        house.store.bind(attempt(1, 1), &KEY, false).await.unwrap(),
+        ours,
+        "also when its time is over"
+    );
+    assert_eq!(house.store.bind(attempt(1, 1), &OTHER_KEY, true).await.unwrap(), Bound::ToAnotherKey);
+    let house = house.crashed().await;
+    assert_eq!(house.store.bind(attempt(1, 1), &OTHER_KEY, true).await.unwrap(), Bound::ToAnotherKey);
+    assert_eq!(house.store.bind(attempt(1, 1), &KEY, true).await.unwrap(), ours);
+}
+
+#[tokio::test]
+async fn two_keys_at_once_have_one_winner() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    let bind = |key| house.store.bind(attempt(1, 1), key, true);
+    let (one, other) = tokio::join!(bind(&KEY), bind(&OTHER_KEY));
+    let winners =
+        [one.unwrap(), other.unwrap()].iter().filter(|b| matches!(b, Bound::ToThisKey { .. })).count();
+    assert_eq!(winners, 1);
+}
+
+#[tokio::test]
+async fn a_fence_is_never_lifted_and_keeps_out() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    let mut fenced = row(1, "main.ada.");
+    fenced.attempts[0].fenced = true;
+    house.store.save(fenced, false, false).await.unwrap();
+    house.store.save(row(1, "main.ada."), false, false).await.unwrap();
+    assert_eq!(house.store.bind(attempt(1, 1), &KEY, true).await.unwrap(), Bound::Fenced);
+    assert_eq!(house.store.bind(attempt(1, 2), &KEY, true).await.unwrap(), Bound::Unknown);
+    assert_eq!(house.store.bind(attempt(9, 1), &KEY, true).await.unwrap(), Bound::Unknown);
+}
+
+#[tokio::test]
+async fn a_ticket_is_not_redeemed_for_the_first_time_when_its_time_is_over() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    assert_eq!(house.store.bind(attempt(1, 1), &KEY, false).await.unwrap(), Bound::TooLate);
+}
+
+#[tokio::test]
+async fn events_are_read_back_after_an_id_and_ids_never_come_again() {
+    let house = House::new().await;
+    for n in 0..5 {
+        house.store.create(row(n, &format!("main.u{n}.")), &order()).await.unwrap();
+    }
+    let after: Vec<u64> =
+        house.store.events_after("main", 2, 10).await.unwrap().iter().map(|event| event.id).collect();
+    assert_eq!(after, [3, 4, 5]);
+    assert!(house.store.events_after("other", 0, 10).await.unwrap().is_empty());
+    house.store.prune(0, 0).await.unwrap();
+    assert_eq!(house.store.event_ids().await.unwrap(), None);
+    let house = house.crashed().await;
+    house.store.create(row(9, "main.late."), &order()).await.unwrap();
+    assert_eq!(house.store.event_ids().await.unwrap(), Some((6, 6)));
+}
+
+#[tokio::test]
+async fn old_ends_go_but_the_last_of_each_server_stays() {
+    let house = House::new().await;
+    for (n, key) in [(1, "main.ada."), (2, "main.ada."), (3, "main.bob.")] {
+        house.store.create(row(n, key), &order()).await.unwrap();
+        house.store.save(ended(n, key, 100), true, true).await.unwrap();
+    }
+    house.store.create(row(4, "main.eve."), &order()).await.unwrap();
+    house.store.prune(1000, 100).await.unwrap();
+    let kept: Vec<RunId> = house.store.last_runs().await.unwrap().iter().map(|row| row.run).collect();
+    assert_eq!(kept, [run(2), run(3), run(4)]);
+    assert_eq!(house.store.is_wanted(attempt(1, 1)).await.unwrap(), None, "it is gone");
+    assert_eq!(house.store.is_wanted(attempt(3, 1)).await.unwrap(), Some(false));
+    assert_eq!(house.store.is_wanted(attempt(4, 1)).await.unwrap(), Some(true));
+    assert_eq!(house.store.is_wanted(attempt(4, 2)).await.unwrap(), None, "no such attempt");
+}
+
+#[tokio::test]
+async fn a_closed_store_says_so() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    assert!(house.store.healthy().await);
+    house.store.close().await;
+    assert!(!house.store.healthy().await);
+    let late =
+        tokio::time::timeout(Duration::from_secs(5), house.store.save(row(1, "x"), false, false)).await;
+    assert!(matches!(late, Ok(Err(StoreError::Closed))));
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_version_is_refused_in_a_sentence() {
+    let house = House::new().await;
+    house.store.close().await;
+    let options = SqliteConnectOptions::new().filename(house.dir.path().join("glidepath.db"));
+    let mut connection = options.connect().await.unwrap();
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 VALUES (9999, 'later', 1, x'00', 0)";
+    sqlx::query(newer).execute(&mut connection).await.unwrap();
+    drop(connection);
+    let seal = Seal::in_state_dir(house.dir.path()).unwrap();
+    let error = Store::open(house.dir.path(), seal).await.err().unwrap().to_string();
+    assert!(error.contains("newer version"), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_told_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("glidepath.db"), "this is no database, it is a poem of some length")
+        .unwrap();
+    let error =
+        Store::open(dir.path(), Seal::in_state_dir(dir.path()).unwrap()).await.err().unwrap().to_string();
+    assert!(error.contains("damaged"), "{error}");
+}

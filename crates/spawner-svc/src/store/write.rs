@@ -1,0 +1,239 @@
+//! The one writer: takes what waits, writes it in one transaction, tells everybody after the commit.
+
+use glidepath_domain::names::Attempt;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection as _, Row as _};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::{Bound, EventRow, RunRow, StoreError, failed};
+
+/// Changes in one transaction, at most: the first of them waits for all.
+const CHANGES_TOGETHER: usize = 256;
+
+/// A change to be written.
+pub(super) enum Change {
+    Create { row: Box<RunRow>, sealed: Vec<u8> },
+    Save { row: Box<RunRow>, tell: bool, erase_order: bool },
+    Bind { attempt: Attempt, key: String, may_be_first: bool },
+    Prune { ended_before_ms: i64, keep_events: u32 },
+    Close,
+}
+
+/// What a change came to.
+pub(super) enum Done {
+    Written,
+    Bound(Bound),
+}
+
+/// A change and who waits for it.
+pub(super) struct Job {
+    pub(super) change: Change,
+    pub(super) reply: oneshot::Sender<Result<Done, StoreError>>,
+}
+
+pub(super) struct Writer {
+    pub(super) connection: SqliteConnection,
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) events: broadcast::Sender<EventRow>,
+}
+
+impl Writer {
+    /// Writes until told to close, or until every handle to the store is gone.
+    pub(super) async fn run(mut self) {
+        let mut batch = Vec::with_capacity(CHANGES_TOGETHER);
+        while self.jobs.recv_many(&mut batch, CHANGES_TOGETHER).await > 0 {
+            let closes = batch.iter().any(|job| matches!(job.change, Change::Close));
+            self.write(std::mem::take(&mut batch)).await;
+            if closes {
+                break;
+            }
+        }
+        self.jobs.close();
+        let _ = self.connection.close().await;
+    }
+
+    async fn write(&mut self, batch: Vec<Job>) {
+        let mut told = Vec::new();
+        let mut replies = Vec::with_capacity(batch.len());
+        let committed = match self.statement("BEGIN IMMEDIATE").await {
+            Err(error) => {
+                replies.extend(batch.into_iter().map(|job| (job.reply, Err(error.clone()))));
+                Err(error)
+            }
+            Ok(()) => {
+                for job in batch {
+                    let done = self.one(&job.change, &mut told).await;
+                    replies.push((job.reply, done));
+                }
+                self.statement("COMMIT").await
+            }
+        };
+        if let Err(error) = &committed {
+            let _ = self.statement("ROLLBACK").await;
+            tracing::error!(%error, "the store could not write; what was asked is not done");
+        } else {
+            for event in told {
+                let _ = self.events.send(event); // nobody may be listening
+            }
+        }
+        for (reply, done) in replies {
+            let _ = reply.send(committed.clone().and(done)); // the caller may have given up
+        }
+    }
+
+    /// One change in a savepoint of its own: when it fails, the others stand.
+    async fn one(&mut self, change: &Change, told: &mut Vec<EventRow>) -> Result<Done, StoreError> {
+        let before = told.len();
+        self.statement("SAVEPOINT one").await?;
+        let done = self.apply(change, told).await;
+        let closed = match &done {
+            Ok(_) => self.statement("RELEASE one").await,
+            Err(_) => {
+                told.truncate(before);
+                match self.statement("ROLLBACK TO one").await {
+                    Ok(()) => self.statement("RELEASE one").await,
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        closed.and(done)
+    }
+
+    async fn apply(&mut self, change: &Change, told: &mut Vec<EventRow>) -> Result<Done, StoreError> {
+        match change {
+            Change::Create { row, sealed } => {
+                self.create(row, sealed).await?;
+                told.push(self.event(row).await?);
+            }
+            Change::Save { row, tell, erase_order } => {
+                self.save(row).await?;
+                if *erase_order {
+                    let query = sqlx::query("DELETE FROM orders WHERE run = $1").bind(row.run.to_string());
+                    query.execute(&mut self.connection).await.map_err(written)?;
+                }
+                if *tell {
+                    told.push(self.event(row).await?);
+                }
+            }
+            Change::Bind { attempt, key, may_be_first } => {
+                return self.bind(*attempt, key, *may_be_first).await.map(Done::Bound);
+            }
+            Change::Prune { ended_before_ms, keep_events } => {
+                self.prune(*ended_before_ms, *keep_events).await?;
+            }
+            Change::Close => {}
+        }
+        Ok(Done::Written)
+    }
+
+    async fn create(&mut self, row: &RunRow, sealed: &[u8]) -> Result<(), StoreError> {
+        let query = "INSERT INTO runs (run, hub, server_key, spawn_id, state, alive, settled, requested_ms, ended_ms, \
+                     doc, view) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+        let query = sqlx::query(query)
+            .bind(row.run.to_string())
+            .bind(&row.hub)
+            .bind(&row.server_key)
+            .bind(&row.spawn_id)
+            .bind(&row.state)
+            .bind(i64::from(row.alive))
+            .bind(i64::from(row.settled))
+            .bind(row.requested_ms)
+            .bind(row.ended_ms)
+            .bind(&row.doc)
+            .bind(&row.view);
+        query.execute(&mut self.connection).await.map_err(|error| {
+            let twice =
+                error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
+            if twice { StoreError::AlreadyAlive } else { written(error) }
+        })?;
+        self.attempts(row).await?;
+        let query = sqlx::query("INSERT INTO orders (run, sealed) VALUES ($1, $2)");
+        let query = query.bind(row.run.to_string()).bind(sealed);
+        query.execute(&mut self.connection).await.map_err(written)?;
+        Ok(())
+    }
+
+    async fn save(&mut self, row: &RunRow) -> Result<(), StoreError> {
+        let query = "UPDATE runs SET state = $2, alive = $3, settled = $4, ended_ms = $5, doc = $6, view = $7 \
+                     WHERE run = $1";
+        let query = sqlx::query(query)
+            .bind(row.run.to_string())
+            .bind(&row.state)
+            .bind(i64::from(row.alive))
+            .bind(i64::from(row.settled))
+            .bind(row.ended_ms)
+            .bind(&row.doc)
+            .bind(&row.view);
+        query.execute(&mut self.connection).await.map_err(written)?;
+        self.attempts(row).await
+    }
+
+    /// The attempts as the run has them. Never touches the bound key, and never lifts a fence.
+    async fn attempts(&mut self, row: &RunRow) -> Result<(), StoreError> {
+        for attempt in &row.attempts {
+            let query = "INSERT INTO attempts (run, number, site, fenced, job) VALUES ($1, $2, $3, $4, $5) \
+                         ON CONFLICT (run, number) DO UPDATE SET \
+                         fenced = CASE WHEN attempts.fenced = 1 THEN 1 ELSE excluded.fenced END, \
+                         job = COALESCE(excluded.job, attempts.job)";
+            let query = sqlx::query(query)
+                .bind(row.run.to_string())
+                .bind(i64::from(attempt.number))
+                .bind(&attempt.site)
+                .bind(i64::from(attempt.fenced))
+                .bind(attempt.job.as_deref());
+            query.execute(&mut self.connection).await.map_err(written)?;
+        }
+        Ok(())
+    }
+
+    async fn bind(&mut self, attempt: Attempt, key: &str, may_be_first: bool) -> Result<Bound, StoreError> {
+        let (run, number) = (attempt.run.to_string(), i64::from(attempt.number));
+        let query = "UPDATE attempts SET bound_key = $3 WHERE run = $1 AND number = $2 AND fenced = 0 \
+                     AND (bound_key = $3 OR (bound_key IS NULL AND $4 = 1))";
+        let query = sqlx::query(query).bind(&run).bind(number).bind(key).bind(i64::from(may_be_first));
+        let set = query.execute(&mut self.connection).await.map_err(written)?.rows_affected();
+        let query = "SELECT a.bound_key, a.fenced, r.server_key FROM attempts a JOIN runs r ON r.run = a.run \
+                     WHERE a.run = $1 AND a.number = $2";
+        let query = sqlx::query(query).bind(&run).bind(number);
+        let Some(row) = query.fetch_optional(&mut self.connection).await.map_err(written)? else {
+            return Ok(Bound::Unknown);
+        };
+        let bound: Option<String> = row.try_get("bound_key").map_err(written)?;
+        let fenced: i64 = row.try_get("fenced").map_err(written)?;
+        let server_key: String = row.try_get("server_key").map_err(written)?;
+        Ok(match bound {
+            _ if set > 0 => Bound::ToThisKey { server_key },
+            Some(bound) if bound != key => Bound::ToAnotherKey,
+            _ if fenced != 0 => Bound::Fenced,
+            _ => Bound::TooLate,
+        })
+    }
+
+    async fn event(&mut self, row: &RunRow) -> Result<EventRow, StoreError> {
+        let query = sqlx::query("INSERT INTO events (hub, run, view) VALUES ($1, $2, $3) RETURNING id");
+        let query = query.bind(&row.hub).bind(row.run.to_string()).bind(&row.view);
+        let id: i64 =
+            query.fetch_one(&mut self.connection).await.and_then(|row| row.try_get("id")).map_err(written)?;
+        Ok(EventRow { id: id.unsigned_abs(), hub: row.hub.as_str().into(), view: row.view.as_str().into() })
+    }
+
+    async fn prune(&mut self, ended_before_ms: i64, keep_events: u32) -> Result<(), StoreError> {
+        let query = "DELETE FROM runs WHERE settled = 1 AND ended_ms < $1 AND EXISTS \
+                     (SELECT 1 FROM runs later WHERE later.server_key = runs.server_key AND later.run > runs.run)";
+        let query = sqlx::query(query).bind(ended_before_ms);
+        query.execute(&mut self.connection).await.map_err(written)?;
+        let query = "DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - $1";
+        let query = sqlx::query(query).bind(i64::from(keep_events));
+        query.execute(&mut self.connection).await.map_err(written)?;
+        Ok(())
+    }
+
+    async fn statement(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        sqlx::query(sql).execute(&mut self.connection).await.map(drop).map_err(written)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
+fn written(error: sqlx::Error) -> StoreError {
+    failed("written", &error)
+}
