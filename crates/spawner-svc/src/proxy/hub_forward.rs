@@ -1,0 +1,358 @@
+//! Carries the servers' own Hub API calls home.
+//!
+//! In: streams that an agent opened for [`PURPOSE_HUB_API`], with plain HTTP/1.1 on them. Out: the same calls to the
+//! Hub of the link's own server, whose address is the operator's config; the replies. Everything on such a stream may
+//! come from a hostile job: paths are checked ([`path`]), sizes, rates and times are bounded, redirects are handed
+//! back without being followed, and no credential is added: the call is worth what the job's own token is worth.
+
+mod path;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use glidepath_api_types::agent::PURPOSE_HUB_API;
+use glidepath_domain::names::HubName;
+use glidepath_tunnel::link::{Incoming as Opened, Link};
+use glidepath_tunnel::stream::Stream;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use reqwest::{Client, Url, redirect};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::bucket::{Bucket, Rate};
+use super::headers::{strip_hop_by_hop, upgrade_wanted};
+use super::refusal::Refusal;
+use crate::arrivals::upstream::told;
+use crate::arrivals::{AgentStreams, Arrived};
+
+/// Largest call.
+const REQUEST_MAX_BYTES: usize = 1024 * 1024;
+
+/// Largest reply: a Hub with many thousands of users lists them in pages below that.
+const REPLY_MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// Bytes of a call's head.
+const HEAD_MAX_BYTES: usize = 32 * 1024;
+
+/// Streams of one link at a time; further ones are reset.
+const STREAMS_MAX: usize = 32;
+
+/// Calls of one link that are with the Hub at a time; further ones wait.
+const CALLS_MAX: usize = 8;
+
+/// Calls of one link per second.
+const RATE: Rate = Rate { burst: 60.0, per_s: 20.0 };
+
+/// How long a call waits for its turn before it is refused.
+const TURN_WAIT: Duration = Duration::from_secs(10);
+
+/// One deadline over the call's body, the Hub's work and its reply.
+const CALL_WAIT: Duration = Duration::from_secs(60);
+
+/// Longest time for a call's head to arrive, and for an idle stream to stay.
+const HEAD_WAIT: Duration = Duration::from_secs(60);
+
+/// Where one Hub's API is, from the operator's config.
+#[derive(Debug, Clone)]
+pub struct HubTarget {
+    /// Whose links lead there.
+    pub name: HubName,
+    /// Address of the API, such as `http://127.0.0.1:8081/hub/api`.
+    pub api_url: String,
+    /// The Hub's `base_url`, such as `/` or `/jhub/`: what the servers' own calls start with.
+    pub base_url: String,
+}
+
+/// Why calls cannot be carried.
+#[derive(Debug, thiserror::Error)]
+pub enum BadTarget {
+    /// The address is none.
+    #[error(
+        "api_url of hub {hub} must be an http or https address without user, query or fragment, such as http://127.0.0.1:8081/hub/api"
+    )]
+    ApiUrl {
+        /// Which hub.
+        hub: HubName,
+    },
+    /// The HTTP client cannot be made.
+    #[error("the client for the Hub's API cannot be made")]
+    Client(#[source] reqwest::Error),
+    /// TLS towards the Hub cannot be set up.
+    #[error("TLS towards the Hub's API cannot be set up")]
+    Tls(#[source] rustls::Error),
+}
+
+/// Carries the calls of all links, each to its own Hub.
+#[derive(Debug)]
+pub struct HubForward {
+    hubs: HashMap<HubName, Arc<Hub>>,
+    stop: CancellationToken,
+    /// One task per link.
+    links: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug)]
+struct Hub {
+    name: HubName,
+    api: Url,
+    base_url: String,
+    client: Client,
+}
+
+impl HubForward {
+    /// Ends all links' calls when the service is to stop.
+    pub fn new(targets: Vec<HubTarget>, stop: CancellationToken) -> Result<Arc<Self>, BadTarget> {
+        let client = client()?;
+        let mut hubs = HashMap::new();
+        for target in targets {
+            let api = api_url(&target)?;
+            let HubTarget { name, base_url, .. } = target;
+            hubs.insert(name.clone(), Arc::new(Hub { name, api, base_url, client: client.clone() }));
+        }
+        Ok(Arc::new(Self { hubs, stop, links: Mutex::default() }))
+    }
+}
+
+impl AgentStreams for HubForward {
+    fn carry(&self, arrived: Arrived) {
+        let Some(hub) = self.hubs.get(&arrived.key.hub) else {
+            tracing::warn!(server.key = %arrived.key, "an agent arrived for a hub that is not in the config");
+            return;
+        };
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        while links.try_join_next().is_some() {}
+        links.spawn(carry_link(Arc::clone(hub), arrived.link, self.stop.clone()));
+    }
+}
+
+/// Without the environment's proxy: the Hub is near, and its calls carry tokens.
+fn client() -> Result<Client, BadTarget> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(BadTarget::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .connect_timeout(Duration::from_secs(10))
+        .pool_max_idle_per_host(32)
+        .build()
+        .map_err(BadTarget::Client)
+}
+
+fn api_url(target: &HubTarget) -> Result<Url, BadTarget> {
+    let bad = || BadTarget::ApiUrl { hub: target.name.clone() };
+    let url = Url::parse(target.api_url.trim_end_matches('/')).map_err(|_| bad())?;
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    if plain { Ok(url) } else { Err(bad()) }
+}
+
+async fn carry_link(hub: Arc<Hub>, link: Link, stop: CancellationToken) {
+    let turns = Arc::new(Turns::new());
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+            opened = link.accept() => match opened {
+                None => break,
+                Some(Opened { purpose, stream }) if purpose == PURPOSE_HUB_API && streams.len() < STREAMS_MAX => {
+                    streams.spawn(serve(Arc::clone(&hub), Arc::clone(&turns), stream));
+                }
+                Some(Opened { purpose, .. }) => {
+                    tracing::debug!(hub = %hub.name, purpose, "reset a stream: unknown purpose, or too many open");
+                }
+            }
+        }
+    }
+}
+
+async fn serve(hub: Arc<Hub>, turns: Arc<Turns>, stream: Stream) {
+    let service = service_fn(|request| {
+        let (hub, turns) = (Arc::clone(&hub), Arc::clone(&turns));
+        async move { Ok::<_, Infallible>(answer(&hub, &turns, request).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WAIT)
+        .max_header_size(HEAD_MAX_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(hub = %hub.name, %error, "a stream with Hub API calls ended early");
+    }
+}
+
+async fn answer(hub: &Hub, turns: &Turns, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let answered = match check(hub, &request) {
+        Ok(url) => timeout(CALL_WAIT, call(hub, turns, url, request))
+            .await
+            .unwrap_or_else(|_| Err(refusal(StatusCode::GATEWAY_TIMEOUT, "the Hub did not answer in time"))),
+        Err(why) => {
+            tracing::info!(hub = %hub.name, why, "refused a server's call to its Hub");
+            Err(refusal(StatusCode::FORBIDDEN, why))
+        }
+    };
+    match answered {
+        Ok(reply) => reply.map(Full::new),
+        Err(refusal) => refusal.response(&HeaderMap::new()).map(Full::new),
+    }
+}
+
+/// The address that this call goes to: this Hub's API and what the call names below it.
+fn check(hub: &Hub, request: &Request<Incoming>) -> Result<Url, &'static str> {
+    let uri = request.uri();
+    if request.method() == Method::CONNECT || uri.scheme().is_some() || uri.authority().is_some() {
+        return Err("only paths are served here");
+    }
+    if upgrade_wanted(request.headers()).is_some() {
+        return Err("no upgrade is served here");
+    }
+    let rest = path::below_api(uri.path(), &hub.base_url)?;
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let url = Url::parse(&format!("{}{rest}{query}", hub.api)).map_err(|_| "the path is malformed")?;
+    let stayed = url.origin() == hub.api.origin()
+        && url
+            .path()
+            .strip_prefix(hub.api.path())
+            .is_some_and(|below| below.is_empty() || below.starts_with('/'));
+    if stayed { Ok(url) } else { Err("only the Hub's API is served here") }
+}
+
+async fn call(
+    hub: &Hub,
+    turns: &Turns,
+    url: Url,
+    request: Request<Incoming>,
+) -> Result<Response<Bytes>, Refusal> {
+    let (parts, body) = request.into_parts();
+    let _turn = turns.wait().await?;
+    let body = Limited::new(body, REQUEST_MAX_BYTES).collect().await.map_err(|error| {
+        let too_long = error.downcast_ref::<LengthLimitError>().is_some();
+        let status = if too_long { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
+        refusal(
+            status,
+            if too_long { "the call's body is longer than 1 MiB" } else { "the call's body broke off" },
+        )
+    })?;
+    let mut headers = parts.headers;
+    strip_hop_by_hop(&mut headers);
+    strip_claims(&mut headers);
+    let mut call = hub.client.request(parts.method, url).headers(headers);
+    let body = body.to_bytes();
+    if !body.is_empty() {
+        call = call.body(body);
+    }
+    let reply = call.send().await.map_err(|error| no_reply(hub, &error))?;
+    read(hub, reply).await
+}
+
+/// What a job may not tell the Hub: who forwarded it, which host it means, browser state. The length is counted anew.
+fn strip_claims(headers: &mut HeaderMap) {
+    const CLAIMS: [HeaderName; 7] = [
+        header::HOST,
+        header::COOKIE,
+        header::CONTENT_LENGTH,
+        header::EXPECT,
+        header::FORWARDED,
+        header::ORIGIN,
+        header::PROXY_AUTHORIZATION,
+    ];
+    for name in CLAIMS {
+        headers.remove(name);
+    }
+    let forwarding = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-forwarded")
+            || name.starts_with("x-real")
+            || name == "x-scheme"
+            || name.starts_with("x-glidepath")
+    };
+    let claimed: Vec<HeaderName> = headers.keys().filter(|name| forwarding(name)).cloned().collect();
+    for name in claimed {
+        headers.remove(name);
+    }
+}
+
+async fn read(hub: &Hub, mut reply: reqwest::Response) -> Result<Response<Bytes>, Refusal> {
+    let mut out = Response::new(Bytes::new());
+    *out.status_mut() = reply.status();
+    *out.headers_mut() = std::mem::take(reply.headers_mut());
+    strip_hop_by_hop(out.headers_mut());
+    for name in [header::SET_COOKIE, header::CONTENT_LENGTH] {
+        out.headers_mut().remove(name);
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = reply.chunk().await.map_err(|error| no_reply(hub, &error))? {
+        if body.len() + chunk.len() > REPLY_MAX_BYTES {
+            return Err(refusal(StatusCode::BAD_GATEWAY, "the Hub's reply is longer than 8 MiB"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    *out.body_mut() = Bytes::from(body);
+    Ok(out)
+}
+
+fn no_reply(hub: &Hub, error: &reqwest::Error) -> Refusal {
+    tracing::info!(hub = %hub.name, error = told(error), "a server's call did not reach its Hub");
+    Refusal { retry_after_s: Some(5), ..refusal(StatusCode::BAD_GATEWAY, "the Hub cannot be reached now") }
+}
+
+fn refusal(status: StatusCode, sentence: &str) -> Refusal {
+    Refusal { status, title: "Hub API call", sentence: sentence.to_owned(), retry_after_s: None }
+}
+
+/// Bounds what one link asks of its Hub.
+#[derive(Debug)]
+struct Turns {
+    seats: Semaphore,
+    bucket: Mutex<Bucket>,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self { seats: Semaphore::new(CALLS_MAX), bucket: Mutex::new(Bucket::full(RATE, Instant::now())) }
+    }
+
+    /// Waits for a turn, or refuses after [`TURN_WAIT`].
+    async fn wait(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Refusal> {
+        let turn = async {
+            let seat = self.seats.acquire().await.ok()?;
+            loop {
+                let taken =
+                    self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(RATE, Instant::now());
+                match taken {
+                    Ok(()) => return Some(seat),
+                    Err(wait) => sleep(wait).await,
+                }
+            }
+        };
+        timeout(TURN_WAIT, turn).await.ok().flatten().ok_or_else(|| Refusal {
+            retry_after_s: Some(10),
+            ..refusal(StatusCode::TOO_MANY_REQUESTS, "too many calls at once from this server")
+        })
+    }
+}

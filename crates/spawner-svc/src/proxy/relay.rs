@@ -1,0 +1,143 @@
+//! Carries users' requests from one Hub's proxy to their servers.
+//!
+//! In: connections at this hub's listener; the hub is the listener, never a header. Out: the same requests, with path
+//! and headers as received, on the way that `routes` knows for the path; the responses, as they come. HTTP/1.0 and
+//! 1.1, upgrades (WebSocket), streams and bodies of any size: nothing is held back, nothing is kept whole.
+//!
+//! Waiting: a request whose server's link is cut waits [`LINK_WAIT`] for it and then gets a 503; one that was sent
+//! before the cut waits as long as the link may still be resumed. Refusals are 5xx wherever a server could have
+//! answered. Not here: who may see a server; that is the server's and the Hub's business.
+
+mod pass;
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use glidepath_domain::names::HubName;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::pass::Switch;
+use super::sockets;
+use crate::arrivals::routes::Routes;
+
+/// Connections of one hub's proxy at a time; further ones wait in the listener's queue.
+pub const CONNECTIONS_MAX: usize = 16_384;
+
+/// How long a new request waits for a link that is cut, or for the agent's next one.
+pub const LINK_WAIT: Duration = Duration::from_secs(10);
+
+/// How long requests under way may go on once the service is to stop. Upgraded connections have no end of their own
+/// and are closed as soon as the others are through.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// Longest time for a request's head to arrive, and for an idle connection to stay.
+const HEAD_WAIT: Duration = Duration::from_secs(60);
+
+/// Bytes of a request's head.
+const HEAD_MAX_BYTES: usize = 64 * 1024;
+
+/// What all connections of one hub's listener share.
+struct Relay {
+    hub: HubName,
+    routes: Arc<Routes>,
+}
+
+/// One connection of the Hub's proxy.
+struct Visit {
+    relay: Arc<Relay>,
+    /// The two ends to be joined once the response that says so has been written.
+    switch: Mutex<Option<Switch>>,
+    /// A response broke off half way: the connection must not end as if it were complete.
+    broke: Arc<AtomicBool>,
+}
+
+/// Serves one hub's listener until the service is to stop, then drains for at most [`DRAIN`].
+pub async fn run(listener: TcpListener, hub: HubName, routes: Arc<Routes>, stop: CancellationToken) {
+    let relay = Arc::new(Relay { hub, routes });
+    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut open = JoinSet::new();
+    // Dropped by each connection when it has no request of its own left: the channel's end is the end of the drain.
+    let (busy, mut all_idle) = mpsc::channel::<Infallible>(1);
+    loop {
+        let next = async {
+            let seat = Arc::clone(&seats).acquire_owned().await;
+            (seat, sockets::accept(&listener).await)
+        };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = open.join_next(), if !open.is_empty() => {}
+            (seat, (stream, _)) = next => {
+                let Ok(seat) = seat else { break };
+                open.spawn(serve(Arc::clone(&relay), stream, seat, busy.clone(), stop.clone()));
+            }
+        }
+    }
+    drop((listener, busy));
+    if timeout(DRAIN, all_idle.recv()).await.is_err() {
+        tracing::info!(hub = %relay.hub, "requests were still under way when the time to drain was over");
+    }
+    open.shutdown().await;
+}
+
+async fn serve(
+    relay: Arc<Relay>,
+    stream: TcpStream,
+    seat: OwnedSemaphorePermit,
+    busy: mpsc::Sender<Infallible>,
+    stop: CancellationToken,
+) {
+    let visit = Arc::new(Visit { relay, switch: Mutex::default(), broke: Arc::default() });
+    let service = service_fn(|request| {
+        let visit = Arc::clone(&visit);
+        async move { Ok::<_, Infallible>(pass::answer(visit, request).await) }
+    });
+    let mut connection = http().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stop.cancelled() => {
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(hub = %visit.relay.hub, %error, "a connection of the Hub's proxy ended early");
+        if visit.broke.load(Ordering::Relaxed)
+            && let Some(parts) = connection.into_parts()
+        {
+            reset_at_close(&parts.io.into_inner());
+        }
+        return;
+    }
+    drop((connection, busy));
+    let switch = visit.switch.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(switch) = switch {
+        switch.join().await;
+    }
+    drop(seat);
+}
+
+fn http() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WAIT)
+        .max_header_size(HEAD_MAX_BYTES);
+    builder
+}
+
+/// Lets the close that follows be a reset: a response without length that broke off would look complete otherwise.
+fn reset_at_close(stream: &TcpStream) {
+    if let Err(error) = stream.set_zero_linger() {
+        tracing::debug!(%error, "a broken-off response ends as an ordinary close");
+    }
+}

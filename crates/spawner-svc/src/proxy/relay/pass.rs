@@ -1,0 +1,287 @@
+//! One request through the relay: find, pass on, hand back.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional_with_sizes;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{LINK_WAIT, Relay, Visit};
+use crate::arrivals::routes::Found;
+use crate::arrivals::upstream::{ConnectError, Exchange, Lease, OutBody, SendError, Upstream, told};
+use crate::proxy::body::RelayBody;
+use crate::proxy::headers::{has_token, strip_hop_by_hop, upgrade_wanted};
+use crate::proxy::refusal::Refusal;
+
+/// How long a body with `Expect: 100-continue` is held back for the server's word.
+const CONTINUE_WAIT: Duration = Duration::from_secs(3);
+
+/// How long both ends have to switch protocols once the server has agreed to.
+const SWITCH_WAIT: Duration = Duration::from_secs(10);
+
+/// Buffer of each direction of an upgraded connection.
+const SWITCH_BUFFER_BYTES: usize = 16 * 1024;
+
+/// What is read of a refused request's body, so that its sender hears the refusal instead of a reset.
+const REFUSED_BODY_BYTES: usize = 1024 * 1024;
+
+/// How long that may take.
+const REFUSED_BODY_WAIT: Duration = Duration::from_secs(2);
+
+/// Answers one request: with the server's response, or with a refusal.
+pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Response<RelayBody> {
+    let asked_with = request.headers().clone();
+    match pass(&visit, request).await {
+        Ok(response) => response,
+        Err((refusal, unread)) => {
+            if let Some(body) = unread {
+                drain(body).await;
+            }
+            refusal.response(&asked_with).map(|text| RelayBody::Own(Full::new(text)))
+        }
+    }
+}
+
+type Refused = (Refusal, Option<Incoming>);
+
+async fn pass(visit: &Visit, mut request: Request<Incoming>) -> Result<Response<RelayBody>, Refused> {
+    if let Err(refusal) = check(&request) {
+        return Err((refusal, Some(request.into_body())));
+    }
+    let upstream = match reach(&visit.relay, request.uri().path()).await {
+        Ok(upstream) => upstream,
+        Err(refusal) => return Err((refusal, Some(request.into_body()))),
+    };
+    let wanted = upgrade_wanted(request.headers()).filter(|_| request.version() == Version::HTTP_11);
+    let client = wanted.is_some().then(|| hyper::upgrade::on(&mut request));
+    let exchange = upstream.send(outward(request, wanted)).await.map_err(|error| (not_sent(error), None))?;
+    inward(visit, exchange, client).map_err(|refusal| (refusal, None))
+}
+
+/// Refuses what no server behind the Hub's proxy is asked: another target than a path, or an ambiguous host.
+fn check(request: &Request<Incoming>) -> Result<(), Refusal> {
+    if request.method() == Method::CONNECT {
+        return Err(Refusal::bad_request("this is no forward proxy: CONNECT is not served"));
+    }
+    let uri = request.uri();
+    if uri.scheme().is_some() || uri.authority().is_some() {
+        return Err(Refusal::bad_request("this is no forward proxy: ask with a path"));
+    }
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    match (hosts, request.version()) {
+        (1, _) | (0, Version::HTTP_10) => Ok(()),
+        _ => Err(Refusal::bad_request("exactly one Host is needed")),
+    }
+}
+
+/// The server of this path, once it can be reached.
+async fn reach(relay: &Relay, path: &str) -> Result<Arc<Upstream>, Refusal> {
+    let deadline = Instant::now() + LINK_WAIT;
+    let mut changes = relay.routes.changes();
+    loop {
+        changes.borrow_and_update();
+        let upstream = match relay.routes.find(&relay.hub, path) {
+            Found::Ready(upstream) => upstream,
+            Found::Waiting { message } => {
+                return Err(Refusal::unavailable("Your server is starting", message, 3));
+            }
+            Found::Ended { message } => {
+                return Err(Refusal::unavailable("Your server is not running", message, 30));
+            }
+            Found::Unknown => {
+                let sentence =
+                    "There is no server at this address. Start it from the Hub's home page.".to_owned();
+                return Err(Refusal::unavailable("No such server", sentence, 30));
+            }
+        };
+        let Err(error) = upstream.awake(deadline).await else { return Ok(upstream) };
+        // The agent dials again by itself, and a new link comes as a new route.
+        let over = !matches!(error, ConnectError::Closed(_));
+        if over || timeout_at(deadline, changes.changed()).await.is_err() {
+            return Err(not_answering(&error));
+        }
+    }
+}
+
+fn not_answering(error: &ConnectError) -> Refusal {
+    let sentence = match error {
+        ConnectError::Cut { since } => format!(
+            "It has not been answering for {} seconds: its site cannot be reached. It is not stopped for that; \
+             what runs there goes on.",
+            since.elapsed().as_secs().max(1)
+        ),
+        ConnectError::Closed(_) => {
+            "It is not answering now: its site cannot be reached. It is not stopped for that; \
+             what runs there goes on."
+                .to_owned()
+        }
+        ConnectError::NoStream(_) => "It has too many connections open at this moment.".to_owned(),
+        ConnectError::Connect { .. } => "It is not answering now: nobody listens at its address.".to_owned(),
+        ConnectError::WrongOwner { .. } => {
+            "Its address is taken by another account, so nothing is sent there.".to_owned()
+        }
+    };
+    Refusal::unavailable("Your server is not answering", sentence, 5)
+}
+
+fn not_sent(error: SendError) -> Refusal {
+    match error {
+        SendError::Connect(error) => {
+            if matches!(error, ConnectError::WrongOwner { .. }) {
+                tracing::warn!(%error, "a server's socket is not its account's; nothing was sent there");
+            }
+            not_answering(&error)
+        }
+        SendError::Broken(error) => {
+            tracing::debug!(error = told(&error), "an exchange broke before the response");
+            Refusal::bad_gateway("The connection to it ended before it answered. Try again.".to_owned())
+        }
+    }
+}
+
+/// The request as the server gets it: path, host and all end-to-end fields as received.
+fn outward(request: Request<Incoming>, upgrade: Option<HeaderValue>) -> Request<OutBody> {
+    let (parts, body) = request.into_parts();
+    let Parts { method, uri, mut headers, .. } = parts;
+    let takes_trailers = has_token(&headers, &header::TE, "trailers");
+    let expects = headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    strip_hop_by_hop(&mut headers);
+    if let Some(protocol) = upgrade {
+        headers.insert(header::UPGRADE, protocol);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    } else if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
+    }
+    if !headers.contains_key(header::HOST) {
+        headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1")); // HTTP/1.0 may leave it out, 1.1 may not
+    }
+    let empty = body.is_end_stream();
+    if !empty && !headers.contains_key(header::CONTENT_LENGTH) {
+        // Said outright, since a GET would otherwise lose a body that has no length.
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    let mut out = Request::new(OutBody::Empty);
+    if empty {
+        headers.remove(header::EXPECT);
+    } else if expects {
+        let until = continue_word(&mut out);
+        *out.body_mut() = OutBody::Held { body, until: Some(until) };
+    } else {
+        *out.body_mut() = OutBody::Through(body);
+    }
+    *out.method_mut() = method;
+    *out.uri_mut() = uri;
+    *out.headers_mut() = headers;
+    out
+}
+
+/// Ready when the server says `100 Continue` to this request, or has been silent for [`CONTINUE_WAIT`].
+fn continue_word(request: &mut Request<OutBody>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    let (said, heard) = oneshot::channel();
+    let said = Mutex::new(Some(said));
+    hyper::ext::on_informational(request, move |response| {
+        if response.status() == StatusCode::CONTINUE
+            && let Some(said) = said.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            let _ = said.send(()); // the body may be gone already
+        }
+    });
+    Box::pin(async move {
+        let _ = timeout(CONTINUE_WAIT, heard).await; // silence is no refusal
+    })
+}
+
+/// The response as the Hub's proxy gets it.
+fn inward(
+    visit: &Visit,
+    exchange: Exchange,
+    client: Option<OnUpgrade>,
+) -> Result<Response<RelayBody>, Refusal> {
+    let Exchange { mut response, lease } = exchange;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = client else {
+            return Err(Refusal::bad_gateway("It switched protocols without being asked to.".to_owned()));
+        };
+        let server = hyper::upgrade::on(&mut response);
+        let switch = Switch { client, server, lease };
+        *visit.switch.lock().unwrap_or_else(PoisonError::into_inner) = Some(switch);
+        return Ok(switched(response.headers_mut()));
+    }
+    let mut encodings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
+    if encodings.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(Refusal::bad_gateway(
+            "Its response has a transfer encoding other than chunked.".to_owned(),
+        ));
+    }
+    strip_hop_by_hop(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    let broke = Arc::clone(&visit.broke);
+    Ok(response.map(|body| RelayBody::through(body, lease, broke)))
+}
+
+fn switched(of_server: &mut HeaderMap) -> Response<RelayBody> {
+    let protocol = of_server.get(header::UPGRADE).cloned();
+    strip_hop_by_hop(of_server);
+    let mut response = Response::new(RelayBody::Own(Full::new(Bytes::new())));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = std::mem::take(of_server);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    if let Some(protocol) = protocol {
+        response.headers_mut().insert(header::UPGRADE, protocol);
+    }
+    response
+}
+
+/// Two connections that are about to become one.
+pub(super) struct Switch {
+    client: OnUpgrade,
+    server: OnUpgrade,
+    lease: Lease,
+}
+
+impl Switch {
+    /// Copies both ways, each to its own end, until both have ended or one broke.
+    pub(super) async fn join(self) {
+        let Self { client, server, lease } = self;
+        let both = async { tokio::try_join!(client, server) };
+        let (client, server) = match timeout(SWITCH_WAIT, both).await {
+            Ok(Ok(both)) => both,
+            Ok(Err(error)) => return tracing::debug!(%error, "an upgrade came to nothing"),
+            Err(_) => return tracing::debug!("an upgrade was not finished in time"),
+        };
+        drop(lease); // its task has handed the connection over
+        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+        let size = SWITCH_BUFFER_BYTES;
+        if let Err(error) = copy_bidirectional_with_sizes(&mut client, &mut server, size, size).await {
+            tracing::debug!(%error, "an upgraded connection broke");
+        }
+    }
+}
+
+/// Reads a bounded part of a body that nobody wants.
+async fn drain(mut body: Incoming) {
+    let read = async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > REFUSED_BODY_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = timeout(REFUSED_BODY_WAIT, read).await;
+}
