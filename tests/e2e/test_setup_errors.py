@@ -1,0 +1,159 @@
+"""What an operator reads when something is set up wrong: one clear sentence each, an exit code, nothing half-made."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import places
+import pytest
+from service import site
+
+
+def config_of(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A right config, but for the changes."""
+    secret = folder / "hub.secret"
+    secret.touch(mode=0o600)
+    secret.write_text(secrets.token_urlsafe(32))
+    config: dict[str, Any] = {
+        "state_dir": str(folder / "state"),
+        "agent": {"x86_64": places.agent(), "aarch64": places.agent()},
+        "hub": [{"name": "hub", "secret_file": str(secret), "api_url": "http://127.0.0.1:8081/hub/api"}],
+        "site": [site("here", folder)],
+    }
+    return config | changes
+
+
+def run(folder: Path, config: dict[str, Any], command: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "spawner.json"
+    file.write_text(json.dumps(config))
+    return subprocess.run(
+        [places.service(), "--config", str(file), command],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def told(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, 256 KiB large."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], check=True, timeout=10)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=10)
+
+
+def test_a_right_config_is_told_to_be_right(tmp_path: Path) -> None:
+    done = run(tmp_path, config_of(tmp_path), "check")
+    assert done.returncode == 0, told(done)
+
+
+def test_check_tells_every_problem_at_once_with_key_and_remedy(tmp_path: Path) -> None:
+    config = config_of(tmp_path, listen={"api": "localhost"}, log={"format": "yaml"}, sites=[])
+    config["site"][0]["reach"] = "sideways"
+    config["site"][0]["name"] = "Far Site"
+    done = run(tmp_path, config, "check")
+    assert done.returncode == 2, told(done)
+    for key in ("listen.api", "log.format", "sites", "reach", "name"):
+        assert key in told(done), f"{key} is missing in: {told(done)}"
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_port_in_use_is_told_with_its_key(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run(tmp_path, config_of(tmp_path, listen={"api": f"127.0.0.1:{port}"}), "serve")
+    assert done.returncode == 1, told(done)
+    assert "listen.api" in told(done) and str(port) in told(done), told(done)
+    assert "panicked" not in told(done)
+    assert not (tmp_path / "state" / "service.json").exists()
+
+
+def test_an_unwritable_state_folder_is_told_with_its_path(tmp_path: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=10)
+    done = run(tmp_path, config_of(tmp_path, state_dir=str(small_disk / "state")), "serve")
+    assert done.returncode == 1, told(done)
+    assert str(small_disk / "state") in told(done), told(done)
+    assert "panicked" not in told(done)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_made(tmp_path: Path, small_disk: Path) -> None:
+    with (small_disk / "ballast").open("wb") as ballast:
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+        ballast.write(b"x" * (free - 8192))
+    done = run(tmp_path, config_of(tmp_path, state_dir=str(small_disk / "state")), "serve")
+    assert done.returncode == 1, told(done)
+    assert "panicked" not in told(done)
+    sentences = [line for line in told(done).splitlines() if "space" in line or "full" in line]
+    assert sentences, told(done)
+    assert not (small_disk / "state" / "service.json").exists()
+    # With room again, the same folder serves: nothing in it was left half-made.
+    (small_disk / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True, timeout=10)
+    file = tmp_path / "spawner.json"
+    child = subprocess.Popen(
+        [places.service(), "--config", str(file), "serve"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        from waiting import eventually
+
+        def up() -> bool:
+            assert child.poll() is None, child.stdout and child.stdout.read()
+            return (small_disk / "state" / "service.json").exists()
+
+        eventually("the service serves from that folder", up, 20)
+    finally:
+        child.terminate()
+        child.wait(20)
+
+
+def test_a_second_service_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    (tmp_path / "spawner.json").write_text(json.dumps(config))
+    first = subprocess.Popen(
+        [places.service(), "--config", str(tmp_path / "spawner.json"), "serve"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        from waiting import eventually
+
+        eventually("the first is up", (tmp_path / "state" / "service.json").exists, 20)
+        done = run(tmp_path, config, "serve")
+        assert done.returncode == 1, told(done)
+        assert str(tmp_path / "state") in told(done), told(done)
+        assert first.poll() is None
+    finally:
+        first.terminate()
+        assert first.wait(20) == 0
+
+
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    (tmp_path / "hub.secret").chmod(0o644)
+    done = run(tmp_path, config, "check")
+    assert done.returncode == 2, told(done)
+    assert "secret_file" in told(done) and "600" in told(done), told(done)
