@@ -63,8 +63,11 @@ fn arguments(record: &Record, around: &Around<'_>) -> Vec<OsString> {
     }
     add("--umask", "077".into());
     if account.switch {
-        for group in &account.groups {
-            add("--group", group.to_string().into());
+        // Membership in root's group opens what is root's; no job needs it.
+        let groups: Vec<String> =
+            account.groups.iter().filter(|gid| **gid != 0).map(u32::to_string).collect();
+        if !groups.is_empty() {
+            add("--groups", groups.join(",").into());
         }
         add("--gid", account.gid.to_string().into());
         add("--uid", account.uid.to_string().into());
@@ -126,7 +129,7 @@ pub(crate) mod tests {
         let account = Account {
             uid: 70_001,
             gid: 70_002,
-            groups: vec![5, 6],
+            groups: vec![5, 0, 6],
             name: "ada".to_owned(),
             home: None,
             switch: true,
@@ -180,7 +183,7 @@ pub(crate) mod tests {
         assert_eq!(
             line(&launch),
             "confine --claim /w/jobs/x/claim-1 --cgroup /cg/memory/x --cgroup /cg/cpu/x \
-             --network-namespace /run/netns/far --rlimit core=0 --umask 077 --group 5 --group 6 --gid 70002 --uid 70001 \
+             --network-namespace /run/netns/far --rlimit core=0 --umask 077 --groups 5,6 --gid 70002 --uid 70001 \
              --chdir /homes/ada --new-session -- /w/bin/glidepath-agent-1 run --dial-file /w/jobs/x/own/dial.json \
              --home /homes/ada --socket-dir /w/jobs/x/own/s"
         );

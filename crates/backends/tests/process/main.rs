@@ -1,0 +1,28 @@
+//! The process backend against this machine: the contract, and what is its own.
+
+mod bench;
+mod own;
+
+use bench::ProcessBench;
+use glidepath_backends::contract;
+
+/// One test per promise, each with a work root of its own.
+macro_rules! promises {
+    ($($extra:literal: $($promise:ident),+;)+) => {
+        $($(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                contract::$promise(&mut ProcessBench::new($extra)).await;
+            }
+        )+)+
+    };
+}
+
+promises! {
+    "": submits_once_per_attempt, lists_every_job_with_its_label, ending_what_never_was_succeeds,
+        tells_how_a_job_ended, cancels_kindly, cancels_unkindly_after_the_grace, cancels_at_once,
+        removes_what_a_killed_job_left, removes_what_a_job_left, forgets_the_job_and_keeps_the_home, deletes_one_home,
+        shows_the_dial_file_to_nobody, finds_its_jobs_after_a_restart, never_starts_a_job_twice,
+        keeps_the_users_of_two_hubs_apart;
+    "slots = 1": a_job_cancelled_in_the_queue_never_starts, keeps_its_queue;
+}
