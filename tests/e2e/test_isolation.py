@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from far import Far
 from house import House
 from people import Kernel
@@ -68,9 +69,7 @@ def test_ada_reads_neither_bobs_socket_nor_his_environment_nor_his_files(house: 
 
     home.person("bob").upload("secret.txt", b"bob's own")
     bob_home = Path(f"/proc/{bob_server.pid}/environ").read_bytes()
-    bob_home_dir = next(
-        part.partition(b"=")[2].decode() for part in bob_home.split(b"\0") if part.startswith(b"HOME=")
-    )
+    bob_home_dir = next(part.partition(b"=")[2].decode() for part in bob_home.split(b"\0") if part.startswith(b"HOME="))
     bob_socket = sockets_of(bob_server.pid)[0]
     own_socket = sockets_of(ada_server.pid)[0]
     state = home.service.state_dir
@@ -128,7 +127,9 @@ def test_no_secret_is_seen_from_outside(house: tuple[House, str]) -> None:
     tickets = [name for name, content in places.items() if b"eyJ" in content and b'"ticket"' in content]
     assert not tickets, f"a ticket lies in {tickets}"
     found = [
-        f"{what} in {where}" for what, secret in secrets.items() for where, content in places.items()
+        f"{what} in {where}"
+        for what, secret in secrets.items()
+        for where, content in places.items()
         if secret.encode() in content
     ]
     assert not found

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import places
 import pytest
+
+import places
 from service import site
 
 

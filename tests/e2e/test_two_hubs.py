@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import requests
+
 from house import House
 from service import Service, site, sites_config
 from waiting import free_port

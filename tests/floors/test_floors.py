@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from floors import MAY_USE, broken_floors, broken_walls, impure
 
 TOP = Path(__file__).resolve().parents[2]

@@ -1,0 +1,61 @@
+"""A single-user server that answers at once, or goes wrong in the way its first argument names.
+
+Stands where the number of servers or their faults matter and Jupyter itself does not. Speaks HTTP on the unix socket
+that it is told by `--ServerApp.sock`, or on `JUPYTERHUB_SERVICE_URL`.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import socketserver
+import sys
+import time
+
+MODE = sys.argv[1] if len(sys.argv) > 1 else "well"
+SOCKET = next((arg.partition("=")[2] for arg in sys.argv if arg.startswith("--ServerApp.sock=")), "")
+PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        status = 500 if MODE == "fails" else 200
+        told = {"version": "stub", "path": self.path, "pid": os.getpid(), "user": os.environ["JUPYTERHUB_USER"]}
+        body = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self) -> str:
+        return "somebody"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    print("stub: up with mode", MODE, flush=True)
+    if MODE == "exits":
+        print("cannot open the configuration of the moon", flush=True)
+        print('<img src=x onerror="document.title=666">', flush=True)
+        sys.exit(3)
+    if MODE == "silent":
+        while True:
+            time.sleep(60)
+    os.umask(0o177)
+    Server(SOCKET, Handler).serve_forever()
+
+
+main()
