@@ -21,6 +21,8 @@ pub const CONTROL_LINE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Seconds between two reports of an agent to which nothing happens.
 pub const REPORT_EVERY_S: u64 = 10;
 
+/// Exit code of `glidepath-agent confine` when a step failed: its command was not started.
+pub const EXIT_CANNOT_CONFINE: i32 = 76;
 /// Exit code of an agent whose ticket home refused for good: nothing was started.
 pub const EXIT_TICKET_REFUSED: i32 = 77;
 /// Exit code of an agent that could not start the server's command.
