@@ -1,0 +1,452 @@
+//! One agent's life: dial home, wait for the launch order, see the server to its end, tell home how it ended.
+//!
+//! All runs on the main thread; the server's process must be started there (see `reaper`).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use glidepath_api_types::agent::{
+    self as wire, DialFile, EXIT_CANNOT_START, EXIT_HOME_ABSENT, EXIT_NEVER_HOME, EXIT_SERVER_ENDED,
+    EXIT_TICKET_REFUSED, EndCause, LaunchOrder, Phase, ServerEnd, ToAgent,
+};
+use glidepath_tunnel::dial::{self, BadDial, DialConfig};
+use glidepath_tunnel::link::Link;
+use nix::sys::signal::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::carry::{Carrier, Order};
+use crate::cli::RunArgs;
+use crate::dial_file::{self, BadDialFile};
+use crate::events::{Event, Events, Presence, Signals, TaskEnd, later, warn_before};
+use crate::hub::HubForwarder;
+use crate::launch::{self, Launch, Place, Target};
+use crate::notice::{NOTICE_NAME, Notices};
+use crate::output::{Output, clean_line};
+use crate::reaper::{Exit, Reaper};
+use crate::report::Reporter;
+use crate::server::{Over, Server, listening};
+use crate::usage;
+
+/// Orders that wait; a control stream with more is not read on.
+const ORDERS_WAITING: usize = 16;
+/// How long the last report may take when home is there; home closes the link once it has stored the end.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// How long home is waited for when it is away, so that it learns how the server ended.
+const FAREWELL_ABSENT: Duration = Duration::from_secs(15 * 60);
+/// Both of them, when the batch system wants the agent gone.
+const FAREWELL_HURRIED: Duration = Duration::from_secs(5);
+/// How long closing the link may take.
+const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+/// Longest reason of home that is passed on.
+const REASON_CHARS: usize = 300;
+
+/// What keeps an agent from starting at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No ticket.
+    #[error(transparent)]
+    DialFile(#[from] BadDialFile),
+    /// The dial file's content cannot be used.
+    #[error("dial file: {0}")]
+    Dial(#[from] BadDial),
+    /// The system refuses something basic.
+    #[error("{step}: {source}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Runs the agent to its end; the result is its exit code.
+pub fn run_blocking(args: RunArgs) -> i32 {
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(args));
+            runtime.shutdown_background();
+            ended
+        }
+        Err(source) => Err(SessionError::System { step: "starting the runtime", source }),
+    };
+    ended.unwrap_or_else(|error| {
+        tracing::error!("{error}");
+        EXIT_CANNOT_START
+    })
+}
+
+async fn run(args: RunArgs) -> Result<i32, SessionError> {
+    let began = Instant::now();
+    let system = |step| move |source| SessionError::System { step, source };
+    let signals = Signals::listen().map_err(system("listening for signals"))?;
+    let ends = Reaper::listen().map_err(system("listening for ended processes"))?;
+    if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+        tracing::warn!(%error, "processes that leave the server's tree are found by their label only");
+    }
+    let dial = dial_file::take(&args.dial_file)?;
+    let folder = args.log_dir.as_deref().or(args.dial_file.parent()).map(absolute);
+    let notice_file = folder.as_ref().map(|folder| folder.join(NOTICE_NAME));
+    let output = Output::open(folder.as_deref());
+    let reporter = Reporter::new(output.clone());
+    let place = Place {
+        attempt: dial.attempt.clone(),
+        home: args.home.as_deref().map(absolute),
+        socket_dir: args.socket_dir.as_deref().map(absolute),
+        notice_file: notice_file.clone(),
+    };
+    let deadline = later(began, Duration::from_secs(dial.dial_deadline_s));
+    let presence = Presence::new(deadline, Duration::from_secs(dial.absence_limit_s));
+    tracing::info!(attempt = %dial.attempt, home = %dial.home_url, "dialling home");
+    let (link, dialer) = dial::dialer(dial_config(dial))?;
+
+    let reaper = Reaper::default();
+    let (order_in, orders) = mpsc::channel(ORDERS_WAITING);
+    let (target, target_seen) = watch::channel(None);
+    let carrier =
+        Carrier { link: link.clone(), report: reporter.watch(), orders: order_in, target: target_seen };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(named("reaper", reaper.clone().run(ends)));
+    tasks.spawn(named("usage", usage::run(reporter.clone(), reaper.clone())));
+    tasks.spawn(named("carry", carrier.run()));
+    tasks.spawn(async move { TaskEnd::Dial(dialer.run().await) });
+    let events = Events { signals, orders, link_state: link.watch(), tasks, presence };
+    let notices = Notices::new(output, notice_file);
+    let session = Session { place, link, reaper, reporter, notices, target, events };
+    Ok(Box::pin(session.live()).await)
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> TaskEnd {
+    task.await;
+    TaskEnd::Other(name)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn dial_config(dial: DialFile) -> DialConfig {
+    let trust = match dial.trust {
+        wire::Trust::SystemRoots => dial::Trust::SystemRoots,
+        wire::Trust::CaPem(pem) => dial::Trust::CaPem(pem),
+        wire::Trust::KeyPin(pin) => dial::Trust::KeyPin(pin),
+    };
+    let software = concat!("glidepath-agent/", env!("CARGO_PKG_VERSION"));
+    DialConfig::new(&dial.home_url, trust, dial.ticket, software)
+}
+
+struct Session {
+    place: Place,
+    link: Link,
+    reaper: Reaper,
+    reporter: Reporter,
+    notices: Notices,
+    target: watch::Sender<Option<Target>>,
+    events: Events,
+}
+
+/// Why the agent ends its server, or never starts one.
+struct Ending {
+    cause: EndCause,
+    why: String,
+    /// The order's own when `None`.
+    grace: Option<Duration>,
+    exit_code: i32,
+    /// Nobody is to be told any more.
+    silent: bool,
+    hurried: bool,
+}
+
+impl Session {
+    async fn live(mut self) -> i32 {
+        let (end, ending) = match self.launch_order().await {
+            Ok(order) => self.serve(order).await,
+            Err(ending) => (ending.before_start(), Some(ending)),
+        };
+        tracing::info!(exit_code = end.exit_code, signal = end.signal, why = end.why, "the server is over");
+        let cannot_start = end.cause == EndCause::CannotStart;
+        self.reporter.phase(Phase::Ended(end));
+        if !ending.as_ref().is_some_and(|ending| ending.silent) {
+            self.farewell(ending.as_ref().is_some_and(|ending| ending.hurried)).await;
+        }
+        match ending {
+            Some(ending) => ending.exit_code,
+            None if cannot_start => EXIT_CANNOT_START,
+            None => EXIT_SERVER_ENDED,
+        }
+    }
+
+    async fn launch_order(&mut self) -> Result<LaunchOrder, Ending> {
+        loop {
+            match self.events.next().await {
+                Event::Order(Order::Known(ToAgent::Launch(order))) => return Ok(*order),
+                event => {
+                    if let Some(ending) = Ending::asked_by(event) {
+                        return Err(ending);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the server and stays until it is over.
+    async fn serve(&mut self, order: LaunchOrder) -> (ServerEnd, Option<Ending>) {
+        let grace = Duration::from_secs(order.grace_s.into());
+        let walltime = Duration::from_secs(order.walltime_s);
+        let (mut server, launch) = match self.start(order).await {
+            Ok(started) => started,
+            Err(why) => {
+                self.notices.say(&why);
+                let ending = Ending::new(EndCause::CannotStart, why, EXIT_CANNOT_START);
+                return (ending.before_start(), Some(ending));
+            }
+        };
+        self.target.send_replace(Some(launch.target.clone()));
+        self.reporter.phase(Phase::Starting);
+        let (exit, ending) = match self.watch(&mut server, &launch.target, walltime).await {
+            Watched::Exited(exit) => (exit, None),
+            Watched::End(ending) => (self.end_kindly(&mut server, &ending, grace).await, Some(ending)),
+        };
+        self.target.send_replace(None);
+        let over = server.over(exit, &self.place.attempt).await;
+        drop(launch); // and with it the socket
+        (server_end(&over, ending.as_ref()), ending)
+    }
+
+    async fn start(&mut self, order: LaunchOrder) -> Result<(Server, Launch), String> {
+        let forwarder = HubForwarder::bind(self.link.clone()).await;
+        let forwarder =
+            forwarder.map_err(|error| format!("binding the forwarder of the Hub's API: {error}"))?;
+        let launch =
+            launch::prepare(order, &self.place, &forwarder.base_url()).map_err(|error| error.to_string())?;
+        let started = Server::start(&launch, &self.reaper, self.reporter.output());
+        let server = started.map_err(|error| format!("starting the server's process: {error}"))?;
+        self.events.tasks.spawn(named("hub", forwarder.run()));
+        Ok((server, launch))
+    }
+
+    /// Stays with a running server until it exits or must end.
+    async fn watch(&mut self, server: &mut Server, target: &Target, walltime: Duration) -> Watched {
+        let ends_at = later(Instant::now(), walltime);
+        let warn_at = ends_at - warn_before(walltime).min(walltime);
+        let (mut listens, mut warned) = (false, false);
+        let listening = listening(target);
+        tokio::pin!(listening);
+        loop {
+            tokio::select! {
+                biased;
+                exit = server.exited() => return Watched::Exited(exit),
+                event = self.events.next() => {
+                    self.tell_user(&event);
+                    if matches!(event, Event::Order(Order::UnreadableLaunch)) {
+                        continue; // it repeats the one that was followed
+                    }
+                    if let Some(ending) = Ending::asked_by(event) {
+                        return Watched::End(ending);
+                    }
+                }
+                () = &mut listening, if !listens => {
+                    listens = true;
+                    self.reporter.phase(Phase::Listening);
+                }
+                () = sleep_until(warn_at), if !warned => {
+                    warned = true;
+                    let left = ends_at - Instant::now();
+                    let text = format!("this server's time is over in {}: save your work", in_words(left));
+                    self.notices.warn(&text, left);
+                }
+                () = sleep_until(ends_at) => {
+                    let why = format!("it lived for the {} it was granted", in_words(walltime));
+                    return Watched::End(Ending::new(EndCause::Walltime, why, EXIT_SERVER_ENDED));
+                }
+            }
+        }
+    }
+
+    fn tell_user(&self, event: &Event) {
+        match event {
+            Event::HomeAbsentSoon(left) => {
+                let text = format!(
+                    "the service that carries this server has not answered for a long time; unless it comes back, this \
+                     server ends in {}: save your work",
+                    in_words(*left)
+                );
+                self.notices.warn(&text, *left);
+            }
+            Event::HomeBack => self.notices.clear("the service is back: this server goes on"),
+            _ => {}
+        }
+    }
+
+    /// SIGTERM, the grace, SIGKILL. A further order to stop can shorten the grace, never lengthen it.
+    async fn end_kindly(&mut self, server: &mut Server, ending: &Ending, grace: Duration) -> Exit {
+        self.notices.say(&format!("ending the server: {}", ending.why));
+        self.reporter.phase(Phase::Ending);
+        server.signal(Signal::SIGTERM);
+        let mut kill_at = later(Instant::now(), ending.grace.unwrap_or(grace));
+        loop {
+            tokio::select! {
+                exit = server.exited() => return exit,
+                () = sleep_until(kill_at) => {
+                    self.notices.say("the server did not end in time: it is killed");
+                    server.signal(Signal::SIGKILL);
+                    return server.exited().await;
+                }
+                event = self.events.next() => {
+                    if let Some(grace) = Events::stop_grace(&event) {
+                        kill_at = kill_at.min(later(Instant::now(), grace));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stays until home has heard of the end, which it says by closing the link; not for ever.
+    async fn farewell(&mut self, hurried: bool) {
+        let (here, away) =
+            if hurried { (FAREWELL_HURRIED, FAREWELL_HURRIED) } else { (FAREWELL, FAREWELL_ABSENT) };
+        let gives_up_at = Instant::now() + away;
+        let mut up_since = None;
+        loop {
+            up_since = self.events.link_is_up().then(|| up_since.unwrap_or_else(Instant::now));
+            let until = up_since.map_or(gives_up_at, |since| gives_up_at.min(since + here));
+            tokio::select! {
+                event = self.events.next() => match event {
+                    Event::Closed(_) | Event::Refused(_) => return,
+                    Event::Signal(_) | Event::Broken(_) => break,
+                    _ => {}
+                },
+                () = sleep_until(until) => break,
+                // The link's state is looked at again: `Events` reports presence, not every change.
+                () = sleep(CLOSE_WITHIN) => {}
+            }
+        }
+        self.link.close("the server is over");
+        let closed =
+            async { while !matches!(self.events.next().await, Event::Closed(_) | Event::Refused(_)) {} };
+        let _ = timeout(CLOSE_WITHIN, closed).await;
+    }
+}
+
+enum Watched {
+    Exited(Exit),
+    End(Ending),
+}
+
+impl Ending {
+    fn new(cause: EndCause, why: String, exit_code: i32) -> Self {
+        Ending { cause, why, grace: None, exit_code, silent: false, hurried: false }
+    }
+
+    /// Which events end the server; the others do not.
+    fn asked_by(event: Event) -> Option<Self> {
+        let asked = |why: String, code| Ending::new(EndCause::Asked, why, code);
+        let ending = match event {
+            Event::Order(Order::Known(ToAgent::Stop { grace_s, reason })) => {
+                let grace = Some(Duration::from_secs(grace_s.into()));
+                Ending { grace, ..asked(plain(&reason), EXIT_SERVER_ENDED) }
+            }
+            Event::Order(Order::Known(ToAgent::Launch(_))) => {
+                tracing::debug!("a repeated launch order is ignored");
+                return None;
+            }
+            Event::Order(Order::UnreadableLaunch) => {
+                let why = "this agent cannot read the launch order of its home".to_owned();
+                Ending::new(EndCause::CannotStart, why, EXIT_CANNOT_START)
+            }
+            Event::Signal(name) => {
+                let why = format!("the batch system asked for it ({name})");
+                Ending { hurried: true, ..asked(why, EXIT_SERVER_ENDED) }
+            }
+            Event::Refused(sentence) => {
+                let sentence = plain(&sentence);
+                tracing::error!(%sentence, "home refuses this agent");
+                Ending {
+                    silent: true,
+                    ..asked(format!("home refuses this agent: {sentence}"), EXIT_TICKET_REFUSED)
+                }
+            }
+            Event::Closed(reason) => {
+                let why = format!("home closed the link: {}", plain(&reason));
+                Ending { silent: true, ..asked(why, EXIT_SERVER_ENDED) }
+            }
+            Event::NeverHome => {
+                tracing::error!("home could not be reached in time");
+                let why = "home could not be reached in time".to_owned();
+                Ending { silent: true, ..Ending::new(EndCause::HomeAbsent, why, EXIT_NEVER_HOME) }
+            }
+            Event::HomeAbsent => {
+                let why = "home was absent for too long".to_owned();
+                Ending::new(EndCause::HomeAbsent, why, EXIT_HOME_ABSENT)
+            }
+            Event::Broken(task) => {
+                tracing::error!(task, "a part of the agent broke");
+                asked(format!("the agent broke ({task})"), EXIT_CANNOT_START)
+            }
+            Event::HomeAbsentSoon(_) | Event::HomeBack => return None,
+        };
+        Some(ending)
+    }
+
+    /// The end of a server that never was.
+    fn before_start(&self) -> ServerEnd {
+        ServerEnd { exit_code: None, signal: None, why: Some(self.why.clone()), cause: self.cause }
+    }
+}
+
+fn server_end(over: &Over, ending: Option<&Ending>) -> ServerEnd {
+    let Exit { code, signal } = over.exit;
+    if let Some(told) = &over.not_started {
+        return ServerEnd {
+            exit_code: None,
+            signal: None,
+            why: Some(plain(told)),
+            cause: EndCause::CannotStart,
+        };
+    }
+    ServerEnd {
+        exit_code: code,
+        signal,
+        why: ending.map(|ending| ending.why.clone()),
+        cause: ending.map_or(EndCause::ByItself, |ending| ending.cause),
+    }
+}
+
+/// Text from outside, for a log or a report.
+fn plain(text: &str) -> String {
+    clean_line(text.as_bytes()).chars().take(REASON_CHARS).collect()
+}
+
+fn in_words(span: Duration) -> String {
+    let s = span.as_secs_f64().round();
+    if s < 120.0 { format!("{s} seconds") } else { format!("{} minutes", (s / 60.0).round()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_told_in_the_unit_that_fits() {
+        assert_eq!(in_words(Duration::from_millis(1600)), "2 seconds");
+        assert_eq!(in_words(Duration::from_secs(300)), "5 minutes");
+    }
+
+    #[test]
+    fn text_from_home_is_made_plain() {
+        assert_eq!(plain("a\x1b[31m\nb"), "ab");
+        assert_eq!(plain(&"x".repeat(1000)).len(), REASON_CHARS);
+    }
+
+    #[test]
+    fn a_command_that_could_not_be_started_is_told_as_that() {
+        let exit = Exit { code: Some(EXIT_CANNOT_START), signal: None };
+        let over = Over { exit, not_started: Some("starting nope: No such file".to_owned()) };
+        let end = server_end(&over, None);
+        assert_eq!((end.cause, end.exit_code), (EndCause::CannotStart, None));
+    }
+}
