@@ -1,0 +1,277 @@
+"""What is killed, cut or lost, and what lives on: runs, kernels, every byte of an open stream."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from far import Far
+from house import House
+from service import site
+from waiting import agent_of, eventually, processes_of, server_of, stays
+
+#: Short, so that "longer than http_timeout" can be waited for.
+HTTP_TIMEOUT_S = 5
+LONGER_S = HTTP_TIMEOUT_S + 4
+BIG_BYTES = 200 * 1024 * 1024
+
+#: A cell that counts, slowly enough that something can be killed meanwhile.
+COUNTING = "import time\nfor n in range({n}):\n    print('tick', n, flush=True); time.sleep(0.25)"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("survival")
+    folder.chmod(0o711)
+    far = Far()
+    far.build()
+    try:
+        sites = [
+            site("here", folder),
+            site("far", folder, far),
+            site("busy", folder, process_queue_delay_s=LONGER_S + 14),
+        ]
+        with House(folder, far=far, sites=sites, http_timeout=HTTP_TIMEOUT_S) as house:
+            yield house
+    finally:
+        far.remove()
+
+
+def submits(house: House, run: str) -> int:
+    """Jobs that were ever made of this run: each has a process of its own, or had one."""
+    attempts = {process.attempt for process in processes_of(run)}
+    return len(attempts)
+
+
+def lost_track(house: House, user: str) -> None:
+    """Makes the Hub forget that it ever started this server, as a lost database row does."""
+    house.kill_hub()
+    with sqlite3.connect(house.folder / "hub.sqlite") as books:
+        (user_id,) = books.execute("SELECT id FROM users WHERE name = ?", (user,)).fetchone()
+        rows = books.execute("SELECT server_id FROM spawners WHERE user_id = ?", (user_id,)).fetchall()
+        books.execute("UPDATE spawners SET server_id = NULL, state = '{}' WHERE user_id = ?", (user_id,))
+        for (server_id,) in rows:
+            books.execute("DELETE FROM servers WHERE id = ?", (server_id,))
+    house.restart_hub()
+
+
+# ---- the Hub ------------------------------------------------------------------------------------------------------
+
+
+def test_a_queued_run_outlives_the_hub_and_is_submitted_once(house: House) -> None:
+    user = "stub-well-queued"
+    assert house.ask_for(user, site="busy").status_code == 202
+    queued = house.service.wait_state(user, "queued")
+    house.kill_hub()
+    time.sleep(LONGER_S)
+    house.restart_hub()
+    ready = house.service.wait_state(user, "ready", within_s=60)
+    assert (ready["run"], ready["attempt"]) == (queued["run"], 1)
+    house.wait_ready(user, within_s=30)
+    assert submits(house, ready["run"]) == 1
+    house.stopped(user)
+
+
+def test_a_queued_run_can_be_cancelled_while_the_hub_waits_for_it(house: House) -> None:
+    user = "stub-well-cancelled"
+    assert house.ask_for(user, site="busy").status_code == 202
+    run = house.service.wait_state(user, "queued")["run"]
+    house.kill_hub()
+    house.restart_hub()
+    reply = house.service.ask("DELETE", f"/servers/{house.service.view(user)['key']}?run={run}")
+    assert reply.status_code < 300, reply.text
+    end = house.service.wait_state(user, "ended")["end"]
+    assert end["reason"] == "cancelled", end
+    house.wait_gone(user)
+    assert not processes_of(run)
+
+
+@pytest.mark.parametrize("trouble", ["link cut", "service down"])
+def test_a_hub_restarted_in_trouble_stops_nothing(house: House, trouble: str) -> None:
+    assert house.far is not None
+    user = f"stub-well-{trouble.replace(' ', '')}"
+    before = house.started(user, site="far")
+    agent = agent_of(before["run"])
+    house.kill_hub()
+    service_pid = 0
+    if trouble == "link cut":
+        house.far.cut()
+    else:
+        service_pid = house.service.pid
+        os.kill(service_pid, 19)  # SIGSTOP: it is there and says nothing
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(house.restart_hub)
+            time.sleep(LONGER_S)
+            assert agent_of(before["run"]).pid == agent.pid
+            house_back_late = trouble == "service down"
+            if not house_back_late:
+                starting.result(60)
+                stays("the agent lives", lambda: agent_of(before["run"]).pid == agent.pid, LONGER_S)
+            else:
+                os.kill(service_pid, 18)
+                service_pid = 0
+                starting.result(90)
+    finally:
+        house.far.restore()
+        if service_pid:
+            os.kill(service_pid, 18)
+    house.wait_ready(user, within_s=60)
+    after = house.service.wait_state(user, "ready")
+    assert after["run"] == before["run"]
+    answer = eventually("it is reached", lambda: house.person(user).ask("GET", "api"), 30)
+    assert answer.json()["user"] == user
+    house.stopped(user)
+
+
+def test_a_server_that_the_hub_lost_is_found_with_its_kernel_and_a_fresh_login_works(house: House) -> None:
+    before = house.started("ada", site="far")
+    with house.person("ada").kernel() as kernel:
+        kernel.run("answer = 42")
+        kernel_id = kernel.id
+    lost_track(house, "ada")
+    assert not (house.model("ada") or {}).get("ready"), "the Hub was to have lost it"
+    after = house.started("ada", site="here")
+    assert after["run"] == before["run"], "a second server was started beside the first"
+    fresh = house.person("ada")
+    assert kernel_id in [one["id"] for one in fresh.ask("GET", "api/kernels").json()]
+    fresh.login()
+    page = fresh.lab()
+    assert page.status_code == 200 and "/user/ada/lab" in page.url, f"{page.status_code} {page.url}"
+    activity = house.model("ada")
+    assert activity and activity["ready"]
+    house.stopped("ada")
+
+
+# ---- the service --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["queued", "dialling", "ready"])
+def test_a_run_outlives_the_service(house: House, state: str) -> None:
+    assert house.far is not None
+    user = f"stub-well-service-{state}"
+    if state == "dialling":
+        house.far.cut()
+    try:
+        house.ask_for(user, site={"queued": "busy", "dialling": "far", "ready": "far"}[state])
+        before = house.service.wait_state(user, state)
+        killed = house.service.kill()
+        house.service.wait_up(other_than=killed)
+    finally:
+        house.far.restore()
+    after = house.service.wait_state(user, "ready", within_s=60)
+    assert (after["run"], after["attempt"]) == (before["run"], 1)
+    assert submits(house, before["run"]) == 1
+    house.wait_ready(user)
+    eventually("it answers", lambda: house.person(user).ask("GET", "api").status_code == 200, 30)
+    house.stopped(user)
+
+
+def test_output_made_while_the_service_was_dead_arrives_after_reconnecting(house: House) -> None:
+    view = house.started("ada", site="far")
+    server = server_of(view["run"])
+    with house.person("ada").kernel() as kernel:
+        asked = kernel.send(COUNTING.format(n=24))
+        time.sleep(1)
+        killed = house.service.kill()
+        house.service.wait_up(other_than=killed)
+        kernel.connect(within_s=40)
+        kernel.output(asked, within_s=40)
+        assert kernel.run("n") == "23", "the cell did not run to its end"
+    assert server_of(view["run"]).pid == server.pid
+    house.stopped("ada")
+
+
+# ---- the link -----------------------------------------------------------------------------------------------------
+
+
+def test_a_link_cut_of_nearly_a_minute_loses_no_byte(house: House) -> None:
+    assert house.far is not None
+    far = house.far
+    house.started("ada", site="far")
+    person = house.person("ada")
+    with person.kernel() as kernel:
+        kernel.run(
+            "import os, hashlib\n"
+            f"with open('big.bin', 'wb') as f:\n    [f.write(os.urandom(1 << 20)) for _ in range({BIG_BYTES} >> 20)]\n"
+            "digest = hashlib.sha256(open('big.bin', 'rb').read()).hexdigest()"
+        )
+        expected = kernel.run("print(digest)")
+        cut_at: list[float] = []
+
+        def cut_once(read_bytes: int) -> None:
+            if not cut_at and read_bytes > BIG_BYTES // 8:
+                cut_at.append(time.monotonic())
+                far.cut()
+
+        asked = kernel.send(COUNTING.format(n=100))
+        with ThreadPoolExecutor(1) as pool:
+            download = pool.submit(person.download, "big.bin", "", cut_once)
+            try:
+                eventually("the cable is pulled in mid-download", lambda: bool(cut_at), 60)
+                time.sleep(55)
+            finally:
+                far.restore()
+            content = download.result(120)
+        assert len(content) == BIG_BYTES
+        assert hashlib.sha256(content).hexdigest() == expected
+        output = kernel.output(asked, within_s=60)
+        assert output.split() == [word for n in range(100) for word in ("tick", str(n))], output[-300:]
+    house.stopped("ada")
+
+
+def test_a_longer_cut_ends_the_streams_and_nothing_else(house: House) -> None:
+    assert house.far is not None
+    view = house.started("ada", site="far")
+    server = server_of(view["run"])
+    with house.person("ada").kernel() as kernel:
+        kernel.run("kept = 'still here'")
+        house.far.cut()
+        try:
+            # The relay says so instead of leaving the browser in the dark.
+            deadline = time.monotonic() + 100
+            while kernel.socket is not None and time.monotonic() < deadline:
+                try:
+                    kernel.socket.settimeout(5)
+                    if kernel.socket.recv() == "":
+                        break
+                except TimeoutError:
+                    continue
+                except Exception as error:
+                    if "timed out" in str(error).lower():
+                        continue
+                    break
+            assert time.monotonic() < deadline, "the stream never ended"
+            refused = requests.get(view["url"] + "/user/ada/api/status", timeout=60)
+            assert refused.status_code == 503
+            assert "not answering" in refused.text.lower(), refused.text
+            assert house.service.state("ada") == "ready"
+            assert server_of(view["run"]).pid == server.pid
+        finally:
+            house.far.restore()
+        kernel.connect(within_s=40)
+        assert kernel.run("print(kept)") == "still here"
+    assert (house.model("ada") or {}).get("ready"), "the Hub was not to stop it"
+    house.stopped("ada")
+
+
+# ---- what a user sees of it ---------------------------------------------------------------------------------------
+
+
+def test_a_file_saved_before_a_stop_is_there_after_the_next_start(house: House) -> None:
+    def content(path: str) -> Any:
+        return house.person("ada").ask("GET", f"api/contents/{path}").json()["content"]
+
+    house.started("ada", site="far")
+    house.person("ada").upload("notes.txt", b"the moon is made of rock")
+    house.stopped("ada")
+    house.started("ada", site="far")
+    assert content("notes.txt").strip() == "the moon is made of rock"
+    house.stopped("ada")
