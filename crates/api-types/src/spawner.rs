@@ -103,6 +103,26 @@ pub struct ServerView {
     pub usage: Option<UsageView>,
 }
 
+/// All servers of one Hub.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ServerList {
+    /// In the order of their keys.
+    pub servers: Vec<ServerView>,
+}
+
+/// What a service is; `GET /v1/version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VersionReply {
+    /// `glidepath-spawner`.
+    pub software: String,
+    /// Its version.
+    pub version: String,
+    /// Version of the API; 1.
+    pub api: u32,
+}
+
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

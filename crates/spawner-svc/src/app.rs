@@ -1,1 +1,272 @@
-//! Builds the whole service and runs it.
+//! Builds the whole service and runs it. The only place that knows everyone.
+//!
+//! ```text
+//! open   lock ► ports ► keys, store ► backends ► arrivals ► life cycle ► routes      (an error: nothing runs yet)
+//! serve  named tasks ► attach file ► … ► SIGTERM: drain, runs live on
+//! ```
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use glidepath_api_types::agent::Trust;
+use glidepath_backends::process::ProcessBackend;
+use glidepath_domain::backend::Backend;
+use glidepath_domain::names::InstanceId;
+use glidepath_svc_kit::files::{self, Lock, in_words};
+use glidepath_svc_kit::listen::Bounded;
+use glidepath_svc_kit::shutdown;
+use glidepath_svc_kit::tasks::Tasks;
+use glidepath_tunnel::home::{HomeConfig, HomeEnd};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::arrivals::Arrivals;
+use crate::arrivals::routes::Routes;
+use crate::config::{BackendConfig, Config, Hub, LinkTls, SiteConfig};
+use crate::http::observe::{self, Observed};
+use crate::http::{self, Api};
+use crate::metrics::Metrics;
+use crate::proxy::hub_forward::{HubForward, HubTarget};
+use crate::proxy::{link, relay};
+use crate::seal::Seal;
+use crate::sites::{Pace, SiteSetup, Sites};
+use crate::spawn::{Parts, Settings, Spawner, SpawnerTask};
+use crate::store::Store;
+use crate::tls;
+
+mod attach;
+mod ports;
+
+pub use attach::Attach;
+use ports::Ports;
+
+/// Connections of Hubs at a time, and of monitoring.
+const API_CONNECTIONS: usize = 1024;
+const METRICS_CONNECTIONS: usize = 64;
+/// How long tasks have to end: longer than every part's own drain.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Makes the backend of a site. `app` itself makes the real ones; tests bring theirs.
+pub type Backends<'a> = &'a (dyn Fn(&SiteConfig) -> anyhow::Result<Arc<dyn Backend>> + Sync);
+
+/// The service, built and not yet running.
+pub struct App {
+    _lock: Lock,
+    stop: CancellationToken,
+    state_dir: PathBuf,
+    attach: Attach,
+    api: (TcpListener, axum::Router),
+    metrics: (TcpListener, axum::Router),
+    link: (TcpListener, tls::LinkTls, HomeEnd),
+    relays: Vec<(TcpListener, Hub)>,
+    routes: Arc<Routes>,
+    sites: Sites,
+    store: Store,
+    spawner: Spawner,
+    life: SpawnerTask,
+    counted: Metrics,
+}
+
+/// Runs the service until it is told to stop, by the token or by a signal.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    App::open(config, &real_backend, stop).await?.serve().await
+}
+
+impl App {
+    /// Takes the state folder and all ports, reads what lives. On an error nothing runs and no port is held.
+    pub async fn open(config: Config, backends: Backends<'_>, stop: CancellationToken) -> anyhow::Result<Self> {
+        let state_dir = config.state_dir.clone();
+        let lock = take(&state_dir)?;
+        let Ports { api, link, metrics, relays } = ports::bind(&config, &state_dir).await?;
+        let instance = instance(&config, &state_dir)?;
+        let store = Store::open(&state_dir, Seal::in_state_dir(&state_dir)?).await?;
+        let (home_url, trust, tls) = home(&config, &state_dir, link.local_addr()?)?;
+
+        let routes = Routes::new();
+        let forward = HubForward::new(config.hubs.iter().map(target).collect(), stop.child_token())?;
+        let (arrivals, arrived) = Arrivals::new(&state_dir, instance, store.clone(), forward)?;
+        let home_end = HomeEnd::new(HomeConfig::default(), arrivals.clone());
+        let setups = config.sites.iter().map(|site| setup(site, backends)).collect::<anyhow::Result<Vec<_>>>()?;
+        let sites = Sites::new(setups, Pace::default());
+        let settings = Settings { deadlines: config.deadlines, ..Settings::new(home_url.clone(), trust) };
+        let counted = counted(&home_end, &arrivals);
+        let parts = Parts { store: store.clone(), sites: sites.clone(), arrivals, arrived, settings };
+        let (spawner, life) = Spawner::load(parts).await?;
+        counted.watch_runs(&spawner);
+
+        let relay_urls: Vec<String> = relays.iter().map(|(bound, hub)| relay_url(bound, hub)).collect::<anyhow::Result<_>>()?;
+        let attach = Attach::new(api.local_addr()?, metrics.local_addr()?, &home_url, &config.hubs, &relay_urls);
+        let handlers = Api::new(&config, relay_urls, spawner.clone(), counted.clone(), stop.clone())?;
+        let observed = Observed { metrics: counted.clone(), store: store.clone(), stop: stop.clone() };
+        Ok(Self {
+            _lock: lock,
+            stop,
+            state_dir,
+            attach,
+            api: (api, http::routes(handlers)),
+            metrics: (metrics, observe::routes(Arc::new(observed))),
+            link: (link, tls, home_end),
+            relays,
+            routes,
+            sites,
+            store,
+            spawner,
+            life,
+            counted,
+        })
+    }
+
+    /// Where everything listens.
+    #[must_use]
+    pub fn attach(&self) -> &Attach {
+        &self.attach
+    }
+
+    /// Serves until told to stop, then drains: agents and their servers live on.
+    pub async fn serve(self) -> anyhow::Result<()> {
+        let mut tasks = Tasks::new(self.stop.clone());
+        let stop = || self.stop.clone();
+        tasks.spawn("signals", signals(stop()));
+        tasks.spawn("sites", run_sites(self.sites, stop()));
+        tasks.spawn("life cycle", self.life.run(stop()));
+        for (listener, hub) in self.relays {
+            tasks.spawn("metrics of a hub", self.counted.clone().follow(self.spawner.clone(), hub.name.clone(), stop()));
+            tasks.spawn("relay", asked_for(relay::run(listener, hub.name, self.routes.clone(), stop())));
+        }
+        let (listener, tls, home_end) = self.link;
+        tasks.spawn("link", asked_for(link::run(listener, tls, home_end, stop())));
+        tasks.spawn("api", listen(self.api, API_CONNECTIONS, stop()));
+        tasks.spawn("metrics", listen(self.metrics, METRICS_CONNECTIONS, stop()));
+
+        let attached = self.attach.write(&self.state_dir);
+        match &attached {
+            Ok(()) => tracing::info!(api = %self.attach.api, link = %self.attach.link, "ready"),
+            Err(_) => self.stop.cancel(),
+        }
+        let ended = tasks.join(GRACE).await;
+        self.attach.remove(&self.state_dir);
+        self.store.close().await;
+        tracing::info!("stopped; servers live on");
+        attached.and(ended)
+    }
+}
+
+/// Makes the state folder and takes its lock.
+fn take(state_dir: &Path) -> anyhow::Result<Lock> {
+    let shown = state_dir.display();
+    files::private_dir(state_dir)
+        .map_err(|error| anyhow!("the state folder {shown} cannot be used: {}", in_words(&error)))?;
+    files::lock(&state_dir.join("lock")).map_err(|error| anyhow!("the state folder {shown} cannot be used: {error}"))
+}
+
+/// The operator's instance id, or the one made at the first start.
+fn instance(config: &Config, state_dir: &Path) -> anyhow::Result<InstanceId> {
+    if let Some(named) = &config.instance {
+        return Ok(named.clone());
+    }
+    let path = state_dir.join("instance");
+    match std::fs::read_to_string(&path) {
+        Ok(kept) => InstanceId::parse(kept.trim()).with_context(|| format!("{} is damaged", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let fresh: u64 = rand::random();
+            let fresh = InstanceId::parse(&format!("gp-{fresh:016x}"))?;
+            files::write_private(&path, fresh.as_str().as_bytes())
+                .map_err(|error| anyhow!("cannot write {}: {}", path.display(), in_words(&error)))?;
+            Ok(fresh)
+        }
+        Err(error) => Err(anyhow!("cannot read {}: {}", path.display(), in_words(&error))),
+    }
+}
+
+/// The URL that agents dial, whom they trust there, and how the listener proves itself.
+fn home(config: &Config, state_dir: &Path, bound: SocketAddr) -> anyhow::Result<(String, Trust, tls::LinkTls)> {
+    let url = config.link.url.clone().unwrap_or_else(|| format!("wss://{bound}/link"));
+    let trust = match &config.link.ca {
+        Some(path) => {
+            let pem = std::fs::read_to_string(path);
+            Trust::CaPem(pem.map_err(|error| anyhow!("link.ca: cannot read {}: {}", path.display(), in_words(&error)))?)
+        }
+        None => Trust::SystemRoots,
+    };
+    Ok(match &config.link.tls {
+        LinkTls::PlainBehind(proxy) => (url, trust, tls::LinkTls::PlainBehind(proxy.clone())),
+        LinkTls::Files { cert, key } => (url, trust, tls::LinkTls::Own(tls::load(cert, key)?)),
+        LinkTls::OwnCa => {
+            let host: ::http::Uri = url.parse().context("the link's URL")?;
+            let own = tls::own_ca(state_dir, &[host.host().unwrap_or_default().to_owned()])?;
+            let ca = own.ca_pem().map(str::to_owned).context("the service's own authority has no certificate")?;
+            (url, Trust::CaPem(ca), tls::LinkTls::Own(own))
+        }
+    })
+}
+
+fn target(hub: &Hub) -> HubTarget {
+    HubTarget { name: hub.name.clone(), api_url: hub.api_url.clone(), base_url: hub.base_url.clone() }
+}
+
+fn setup(config: &SiteConfig, backends: Backends<'_>) -> anyhow::Result<SiteSetup> {
+    Ok(SiteSetup {
+        backend: backends(config).with_context(|| format!("site {}", config.site.name))?,
+        site: config.site.clone(),
+        listen_on: config.listen_on,
+        absence_limit_s: config.absence_limit_s,
+        closed: config.closed.clone(),
+    })
+}
+
+/// The backend that a site's config names.
+pub fn real_backend(site: &SiteConfig) -> anyhow::Result<Arc<dyn Backend>> {
+    match &site.backend {
+        BackendConfig::Process(config) => Ok(Arc::new(ProcessBackend::new(config.as_ref().clone())?)),
+    }
+}
+
+fn relay_url(bound: &TcpListener, hub: &Hub) -> anyhow::Result<String> {
+    Ok(match &hub.relay_url {
+        Some(url) => url.clone(),
+        None => format!("http://{}", bound.local_addr()?),
+    })
+}
+
+fn counted(home_end: &HomeEnd, arrivals: &Arc<Arrivals>) -> Metrics {
+    let counted = Metrics::new();
+    let (home_end, arrivals) = (home_end.clone(), Arc::clone(arrivals));
+    counted.gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
+    counted.gauge("ticket_replays", "Knocks with another key than the first, since the start", move || {
+        i64::try_from(arrivals.replays()).unwrap_or(i64::MAX)
+    });
+    counted
+}
+
+async fn signals(stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        asked = shutdown::asked() => {
+            tracing::info!(signal = asked?, "stopping");
+            stop.cancel();
+            Ok(())
+        }
+    }
+}
+
+async fn run_sites(sites: Sites, stop: CancellationToken) -> anyhow::Result<()> {
+    sites.run(stop).await;
+    Ok(())
+}
+
+async fn asked_for(work: impl Future<Output = ()>) -> anyhow::Result<()> {
+    work.await;
+    Ok(())
+}
+
+async fn listen(
+    (listener, routes): (TcpListener, axum::Router),
+    connections: usize,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let served = axum::serve(Bounded::new(listener, connections), routes);
+    Ok(served.with_graceful_shutdown(stop.cancelled_owned()).await?)
+}

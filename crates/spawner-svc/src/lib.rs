@@ -14,6 +14,7 @@
 pub mod app;
 pub mod arrivals;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod http;
 pub mod metrics;

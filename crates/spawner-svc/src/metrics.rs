@@ -1,1 +1,263 @@
-//! What operators can count.
+//! What operators can count, in the words of the API.
+//!
+//! In: answers and refusals as they happen, servers' events, and gauges that other parts offer. Out: the text that
+//! Prometheus scrapes. No user's name is a label: they would make the series grow without bound.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt as _;
+use glidepath_domain::names::{HubName, RunId, ServerKey};
+use glidepath_domain::run::{Moment, State};
+use http::{Method, StatusCode};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::spawn::{RunView, Spawner};
+
+/// All counters; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: std::sync::RwLock<Registry>,
+    answers: Family<Answer, Counter>,
+    refusals: Family<Reason, Counter>,
+    starts: Family<OfHub, Counter>,
+    ends: Family<End, Counter>,
+    ready_after: Histogram,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answer {
+    method: String,
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfHub {
+    hub: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct End {
+    reason: String,
+    site: String,
+}
+
+/// Buckets of the time from asking to ready, in seconds.
+const READY_BUCKETS_S: [f64; 13] =
+    [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0];
+/// Servers whose last counted run is remembered; beyond it one may be counted twice.
+const REMEMBERED: usize = 100_000;
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("glidepath");
+        let (answers, refusals) = (Family::default(), Family::default());
+        let (starts, ends) = (Family::default(), Family::default());
+        let ready_after = Histogram::new(READY_BUCKETS_S);
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "Version of the service", build);
+        registry.register("api_answers", "Answers of the API, by route and status", answers.clone());
+        registry.register("refusals", "Requests that were refused, by reason", refusals.clone());
+        registry.register("starts", "Runs that were begun, by hub", starts.clone());
+        registry.register("ends", "Runs that ended, by reason and site", ends.clone());
+        registry.register("ready_seconds", "From the request until the server answered", ready_after.clone());
+        let registry = std::sync::RwLock::new(registry);
+        Self { inner: Arc::new(Inner { registry, answers, refusals, starts, ends, ready_after }) }
+    }
+
+    /// Counts an answer of the API.
+    pub fn answered(&self, method: &Method, route: &str, status: StatusCode) {
+        let method = match method.as_str() {
+            known @ ("GET" | "PUT" | "POST" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH") => known,
+            _ => "other",
+        };
+        let answer = Answer { method: method.to_owned(), route: route.to_owned(), status: status.as_u16() };
+        self.inner.answers.get_or_create(&answer).inc();
+    }
+
+    /// Counts a refusal by its stable word.
+    pub fn refused(&self, reason: &str) {
+        self.inner.refusals.get_or_create(&Reason { reason: reason.to_owned() }).inc();
+    }
+
+    /// Adds something that is read at every scrape.
+    pub fn gauge(&self, name: &str, help: &str, read: impl Fn() -> i64 + Send + Sync + 'static) {
+        let labels: Vec<(String, String)> = Vec::new();
+        self.gauges(name, help, move || vec![(labels.clone(), read())]);
+    }
+
+    /// Adds a family of gauges that is read at every scrape.
+    pub fn gauges(&self, name: &str, help: &str, read: impl Fn() -> Readings + Send + Sync + 'static) {
+        let (name, help, read) = (name.to_owned(), help.to_owned(), Box::new(read));
+        let mut registry = self.inner.registry.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        registry.register_collector(Box::new(Read { name, help, read }));
+    }
+
+    /// Everything, as Prometheus scrapes it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let registry = self.inner.registry.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if text::encode(&mut out, &registry).is_err() {
+            out.clear(); // half a page would read as counters that fell to zero
+        }
+        out
+    }
+
+    /// Adds the runs by state and site.
+    pub fn watch_runs(&self, spawner: &Spawner) {
+        let spawner = spawner.clone();
+        self.gauges("runs", "Runs now, by state and site", move || {
+            let counts = spawner.counts().into_iter();
+            let label = |((site, state), n): ((String, State), u64)| {
+                let state = format!("{state:?}").to_lowercase();
+                (
+                    vec![("site".to_owned(), site), ("state".to_owned(), state)],
+                    i64::try_from(n).unwrap_or(i64::MAX),
+                )
+            };
+            counts.map(label).collect()
+        });
+    }
+
+    /// Counts starts, ends and times to ready of one Hub until told to stop. Runs from before do not count.
+    pub async fn follow(self, spawner: Spawner, hub: HubName, stop: CancellationToken) -> anyhow::Result<()> {
+        let began =
+            Moment(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64));
+        let mut seen: BTreeMap<ServerKey, Seen> = BTreeMap::new();
+        let mut events = spawner.events(&hub, None);
+        loop {
+            let next = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                next = events.next() => next,
+            };
+            match next {
+                Some((_, view)) => self.note(&mut seen, &view, began),
+                None => {
+                    stop.cancelled().await; // the life cycle ended; the others will say why
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn note(&self, seen: &mut BTreeMap<ServerKey, Seen>, view: &RunView, began: Moment) {
+        if view.requested_at < began && view.end.as_ref().is_some_and(|end| end.at < began) {
+            return;
+        }
+        if seen.len() >= REMEMBERED && !seen.contains_key(&view.key) {
+            seen.pop_first();
+        }
+        let entry = seen.entry(view.key.clone()).or_insert(Seen {
+            run: view.run,
+            started: false,
+            ready: false,
+            ended: false,
+        });
+        if entry.run != view.run {
+            *entry = Seen { run: view.run, started: false, ready: false, ended: false };
+        }
+        if !entry.started && view.requested_at >= began {
+            self.inner.starts.get_or_create(&OfHub { hub: view.key.hub.to_string() }).inc();
+        }
+        entry.started = true;
+        if view.state == State::Ready && !entry.ready {
+            if view.since >= began {
+                self.inner.ready_after.observe(view.since.since(view.requested_at).as_secs_f64());
+            }
+            entry.ready = true;
+        }
+        if let Some(end) = view.end.as_ref().filter(|_| !entry.ended) {
+            let site = view.site.as_ref().map(ToString::to_string).unwrap_or_default();
+            self.inner.ends.get_or_create(&End { reason: end.reason.as_str().to_owned(), site }).inc();
+            entry.ended = true;
+        }
+    }
+}
+
+struct Seen {
+    run: RunId,
+    started: bool,
+    ready: bool,
+    ended: bool,
+}
+
+/// Labels and value of each series of a family.
+pub type Readings = Vec<(Vec<(String, String)>, i64)>;
+
+struct Read {
+    name: String,
+    help: String,
+    read: Box<dyn Fn() -> Readings + Send + Sync>,
+}
+
+impl fmt::Debug for Read {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Read").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Collector for Read {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut family = encoder.encode_descriptor(&self.name, &self.help, None, MetricType::Gauge)?;
+        for (labels, value) in (self.read)() {
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_scraped() {
+        let metrics = Metrics::new();
+        metrics.answered(&Method::PUT, "/v1/hubs/{hub}/servers/{key}", StatusCode::OK);
+        metrics.answered(&Method::from_bytes(b"BREW").unwrap(), "other", StatusCode::NOT_FOUND);
+        metrics.refused("no_site");
+        metrics.gauge("links", "Links now", || 7);
+        metrics.gauges("relayed", "By hub", || vec![(vec![("hub".into(), "a\"b".into())], 3)]);
+        let text = metrics.text();
+        for line in [
+            r#"glidepath_api_answers_total{method="PUT",route="/v1/hubs/{hub}/servers/{key}",status="200"} 1"#,
+            r#"glidepath_api_answers_total{method="other",route="other",status="404"} 1"#,
+            r#"glidepath_refusals_total{reason="no_site"} 1"#,
+            "glidepath_links 7",
+            r#"glidepath_relayed{hub="a\"b"} 3"#,
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line}\nis not in\n{text}");
+        }
+        assert!(text.contains("glidepath_build_info{version="), "{text}");
+    }
+}
