@@ -143,7 +143,7 @@ class House:
         self.process.wait(10)
 
     def stop_hub(self) -> None:
-        """As an operator stops it."""
+        """As an operator stops it. Servers and service go on, unless `cleanup_servers` is set."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
@@ -154,6 +154,7 @@ class House:
         self._end_proxy()
 
     def restart_hub(self) -> None:
+        """After a kill: a proxy that was left behind goes, as a service manager would have it."""
         self._end_proxy()
         self.start()
 

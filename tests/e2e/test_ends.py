@@ -1,4 +1,4 @@
-"""Servers that go wrong, and what the user is told: the reason, the exit code, the last lines; then a new start works."""
+"""Servers that go wrong, and what the user is told: reason, exit code, last lines; then a new start works."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from house import House
 from people import text_of
 from waiting import agent_of, eventually, processes_of, server_of
@@ -21,7 +22,9 @@ TOLD_WITHIN_S = 15
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("ends")
     folder.chmod(0o711)
-    with House(folder, more_config={"deadlines": {"dialling_s": 12, "starting_s": 6, "doubt_s": 30, "grace_s": 3}}) as house:
+    with House(
+        folder, more_config={"deadlines": {"dialling_s": 12, "starting_s": 6, "doubt_s": 30, "grace_s": 3}}
+    ) as house:
         yield house
 
 

@@ -8,10 +8,10 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import requests
+
 from far import Far
 from house import House
 from service import site
@@ -259,19 +259,4 @@ def test_a_longer_cut_ends_the_streams_and_nothing_else(house: House) -> None:
         kernel.connect(within_s=40)
         assert kernel.run("print(kept)") == "still here"
     assert (house.model("ada") or {}).get("ready"), "the Hub was not to stop it"
-    house.stopped("ada")
-
-
-# ---- what a user sees of it ---------------------------------------------------------------------------------------
-
-
-def test_a_file_saved_before_a_stop_is_there_after_the_next_start(house: House) -> None:
-    def content(path: str) -> Any:
-        return house.person("ada").ask("GET", f"api/contents/{path}").json()["content"]
-
-    house.started("ada", site="far")
-    house.person("ada").upload("notes.txt", b"the moon is made of rock")
-    house.stopped("ada")
-    house.started("ada", site="far")
-    assert content("notes.txt").strip() == "the moon is made of rock"
     house.stopped("ada")

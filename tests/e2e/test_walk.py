@@ -1,0 +1,157 @@
+"""The main walk: log in, form, progress, Lab, cells, files; here and behind a link."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from far import Far
+from house import House
+from people import text_of
+from waiting import processes_of, server_of
+
+SITES = pytest.mark.parametrize("where", ["here", "far"])
+#: What a 200 MB file needs of a server that reads it whole.
+ROOMY: dict[str, Any] = {"memory_mb": 4096}
+MB = 1024 * 1024
+
+
+@SITES
+def test_a_person_logs_in_chooses_on_the_form_sees_progress_and_runs_a_cell(house: House, where: str) -> None:
+    ada = house.person("ada")
+    ada.login()
+    form = ada.form()
+    for title in ("This machine", "The far site"):
+        assert title in text_of(form)
+    page = ada.choose(site=where, cores=1, memory_mb=2048, gpus=0, walltime_min=60)
+    assert page.status_code == 200, text_of(page.text)[:800]
+
+    events = ada.progress()
+    assert events[-1].get("ready"), events
+    assert any(house_title(where) in event.get("message", "") for event in events), events
+
+    lab = ada.lab()
+    assert lab.status_code == 200 and "jupyter-config-data" in lab.text
+    with ada.kernel() as kernel:
+        assert kernel.run("print(6 * 7)") == "42"
+    house.stopped("ada")
+
+
+def house_title(where: str) -> str:
+    return {"here": "This machine", "far": "The far site"}[where]
+
+
+def test_nothing_can_connect_into_the_far_site(house: House, far: Far) -> None:
+    """The far server is where it claims to be, and its namespace answers nobody."""
+    view = house.started("bob", site="far")
+    server = server_of(view["run"])
+    assert os.readlink(f"/proc/{server.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+    assert os.stat(f"/proc/{server.pid}/ns/net").st_ino == os.stat(far.path).st_ino
+    with socket.socket() as knock:
+        knock.settimeout(1)
+        with pytest.raises(OSError):
+            knock.connect((far.address, 22))
+    bob = house.person("bob")
+    with bob.kernel() as kernel:
+        # From inside, the Hub is out of reach but for the link: the server's own calls to it go that way.
+        code = (
+            "import socket\n"
+            f"s = socket.socket(); s.settimeout(1)\n"
+            f"try:\n  s.connect(('127.0.0.1', {house.hub_port})); print('open')\n"
+            "except OSError: print('closed')"
+        )
+        assert kernel.run(code) == "closed"
+        said = kernel.run(
+            "import os, urllib.request\n"
+            "print(urllib.request.urlopen(os.environ['JUPYTERHUB_API_URL'] + '/', timeout=10).read().decode())"
+        )
+        assert '"version"' in said
+    house.stopped("bob")
+
+
+@SITES
+def test_a_large_upload_and_download_while_a_kernel_echoes(house: House, where: str) -> None:
+    house.started("ada", site=where, **ROOMY)
+    ada = house.person("ada")
+    content = random.Random(7).randbytes(200 * MB)
+    echoes: list[float] = []
+    done = threading.Event()
+    with ada.kernel() as kernel:
+        kernel.run("1")
+
+        def echo() -> None:
+            number = 0
+            while not done.is_set():
+                number += 1
+                began = time.monotonic()
+                assert kernel.run(f"print({number})", 60) == str(number)
+                echoes.append(time.monotonic() - began)
+
+        talking = threading.Thread(target=echo, name="echo")
+        talking.start()
+        try:
+            ada.upload("large.bin", content)
+            got = ada.download("large.bin")
+        finally:
+            done.set()
+            talking.join(90)
+    assert hashlib.sha256(got).digest() == hashlib.sha256(content).digest()
+    assert len(echoes) >= 10
+    median = sorted(echoes)[len(echoes) // 2]
+    assert median < 2, f"half of {len(echoes)} cells took longer than {median:.2f} s while files went by"
+    ada.ask("DELETE", "api/contents/large.bin")
+    house.stopped("ada")
+
+
+@SITES
+def test_a_file_saved_before_the_stop_is_there_after_the_next_start(house: House, where: str) -> None:
+    house.started("ada", site=where)
+    ada = house.person("ada")
+    ada.upload("kept.txt", b"what I found")
+    first = house.service.view("ada")["run"]
+    house.stopped("ada")
+    assert not processes_of(first)
+    second = house.started("ada", site=where)
+    assert second["run"] != first
+    assert ada.download("kept.txt") == b"what I found"
+    house.stopped("ada")
+
+
+@SITES
+def test_options_over_rest_are_all_optional(house: House, where: str) -> None:
+    whole: dict[str, Any] = {"site": where, "cores": 1, "memory_mb": 1024, "gpus": 0, "walltime_min": 60}
+    view = house.started("bob", **whole)
+    assert view["site"] == where
+    house.stopped("bob")
+    assert house.started("bob")["site"] in ("here", "far")
+    house.stopped("bob")
+
+
+def test_bad_options_are_refused_all_at_once_and_in_words(house: House) -> None:
+    bob = house.person("bob")
+    bob.login()
+    page = bob.choose(site="nowhere", cores="many", memory_mb=-5)
+    said = text_of(page.text)
+    assert page.status_code in (200, 400, 422), page.status_code
+    for word in ("cores", "memory", "nowhere"):
+        assert word in said, said[:1500]
+    assert not processes_of("none")
+    assert (house.model("bob") or {}).get("ready") is not True
+
+
+def test_what_fits_nowhere_is_refused_with_a_sentence_per_site(house: House) -> None:
+    reply = house.ask_for("bob", cores=100_000)
+    assert reply.status_code in (202, 400, 403, 409, 422), reply.text
+    events = house.person("bob").progress() if reply.status_code == 202 else [reply.json()]
+    said = str(events[-1])
+    assert "This machine" in said and "The far site" in said, said
+    # A refusal is no failure of the Hub: the next start works.
+    house.started("bob", site="here")
+    house.stopped("bob")
