@@ -282,7 +282,14 @@ pub enum Effect {
     /// Close its link for good, with the reason for the agent.
     CloseLink(u32, String),
     /// The site failed in this attempt; placement should know.
-    SiteFailed(u32, String),
+    SiteFailed {
+        /// The attempt.
+        number: u32,
+        /// In a sentence.
+        why: String,
+        /// True when it may be this request's own matter: refused, or its command is not there.
+        personal: bool,
+    },
     /// The site did well in this attempt.
     SiteDidWell(u32),
     /// No attempt needs the launch order again.

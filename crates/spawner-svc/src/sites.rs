@@ -94,6 +94,7 @@ struct Breaker {
     rests: u32,
     resting_until: Option<Instant>,
     why: String,
+    last_asker: Option<String>,
 }
 
 impl Sites {
@@ -150,11 +151,16 @@ impl Sites {
         }
     }
 
-    /// An attempt failed there. After several in a row the site rests.
-    pub fn failed(&self, name: &SiteName, why: &str) {
+    /// An attempt failed there. After several in a row the site rests. `asker` is given when the failure may be that
+    /// user's own matter: then the same user's next one counts for nothing.
+    pub fn failed(&self, name: &SiteName, why: &str, asker: Option<&str>) {
         let pace = self.inner.pace;
         let mut heard = self.heard();
         let Some(heard) = heard.get_mut(name) else { return };
+        if asker.is_some() && heard.breaker.last_asker.as_deref() == asker {
+            return;
+        }
+        heard.breaker.last_asker = asker.map(str::to_owned);
         if let Some(rest) = heard.breaker.failed(why, &pace, Instant::now()) {
             tracing::warn!(site = %name, %why, rest_s = rest.as_secs(), "the site failed repeatedly and rests");
         }
@@ -300,20 +306,35 @@ mod tests {
         let sites = Sites::new(vec![setup("here", &backend)], pace);
         let name = SiteName::parse("here").unwrap();
         sites.refresh(&sites.setups()[0]).await;
-        sites.failed(&name, "no dial-home");
-        sites.failed(&name, "no dial-home");
+        sites.failed(&name, "no dial-home", None);
+        sites.failed(&name, "no dial-home", None);
         assert_eq!(health(&sites), Some(Health::Well));
-        sites.failed(&name, "no dial-home");
+        sites.failed(&name, "no dial-home", None);
         assert_eq!(health(&sites), Some(Health::Resting("no dial-home".to_owned())));
         tokio::time::advance(pace.rest).await;
         sites.refresh(&sites.setups()[0]).await;
         assert_eq!(health(&sites), Some(Health::Well), "on trial");
-        sites.failed(&name, "again");
+        sites.failed(&name, "again", None);
         tokio::time::advance(pace.rest).await;
         assert_eq!(health(&sites), Some(Health::Resting("again".to_owned())), "twice as long");
         sites.did_well(&name);
         sites.refresh(&sites.setups()[0]).await;
         assert_eq!(health(&sites), Some(Health::Well));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_user_who_is_refused_again_and_again_does_not_rest_a_site() {
+        let backend = FakeBackend::accepting();
+        let sites = Sites::new(vec![setup("here", &backend)], Pace::default());
+        let name = SiteName::parse("here").unwrap();
+        sites.refresh(&sites.setups()[0]).await;
+        for _ in 0..10 {
+            sites.failed(&name, "no account", Some("ada"));
+        }
+        assert_eq!(health(&sites), Some(Health::Well));
+        sites.failed(&name, "no account", Some("bob"));
+        sites.failed(&name, "no account", Some("eve"));
+        assert!(matches!(health(&sites), Some(Health::Resting(_))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,26 +3,44 @@
 //! In: starts and stops from `http`, arrivals, what backends list. Out: submits, cancels, routes, and a [`RunView`]
 //! of every server, whole at each change.
 
+mod acts;
+mod book;
+mod driver;
+mod events;
+mod launch;
+mod record;
+mod session;
+#[cfg(test)]
+mod tests;
 mod view;
+mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_core::Stream;
 use glidepath_api_types::agent::Trust;
-use glidepath_domain::names::{HubName, RunId, ServerKey};
+use glidepath_domain::names::{HubName, RunId, ServerKey, SiteName};
 use glidepath_domain::placement::{Policy, Verdict};
 use glidepath_domain::request::SpawnRequest;
-use glidepath_domain::run::Deadlines;
+use glidepath_domain::run::{Deadlines, Effect, Event, Run, State};
 use secrecy::SecretString;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch as latest};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::arrivals::routes::{RouteState, Routes};
 use crate::arrivals::{Arrivals, Arrived};
-use crate::sites::Sites;
+use crate::clock;
+use crate::sites::{SiteSetup, Sites};
 use crate::store::{Store, StoreError};
+
+use book::{Book, Door};
+use driver::{Driver, MAILBOX, Message};
+use launch::SealedOrder;
+use record::Record;
 
 pub use view::{RunView, UsedSoFar};
 
@@ -152,105 +170,396 @@ pub struct Parts {
     pub store: Store,
     /// Sites and their backends.
     pub sites: Sites,
-    /// Signs tickets, knows links and routes.
+    /// Signs tickets, knows links.
     pub arrivals: Arc<Arrivals>,
+    /// Where the relay looks servers up.
+    pub routes: Arc<Routes>,
     /// New links, as `arrivals` tells them.
     pub arrived: mpsc::Receiver<Arrived>,
     /// How to behave.
     pub settings: Settings,
 }
 
+/// Submits at one site at a time.
+const SUBMITS_AT_ONCE: usize = 8;
+/// A start or stop waits at most so long for another of the same server.
+const TURN_WITHIN: Duration = Duration::from_secs(30);
+/// A stop is answered when it is written down, or after this time.
+const STOP_TAKEN_WITHIN: Duration = Duration::from_secs(5);
+/// Between two removals of what is too old to be kept.
+const PRUNE_EVERY: Duration = Duration::from_secs(600);
+/// Events that are kept for readers who come back.
+const EVENTS_KEPT: u32 = 20_000;
+/// Removing one user's files at one site.
+const FORGET_WITHIN: Duration = Duration::from_secs(60);
+/// Drivers have this long to let go when the service stops.
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+/// What the user reads when the Hub asked for the end.
+const STOPPED: &str = "the server was stopped on request";
+
+/// What all drivers share.
+struct Shared {
+    store: Store,
+    sites: Sites,
+    arrivals: Arc<Arrivals>,
+    routes: Arc<Routes>,
+    settings: Settings,
+    /// One lock, never held across a wait.
+    book: Mutex<Book>,
+    /// Starts and stops of one server, one after the other. Only servers with one under way are in it.
+    turns: Mutex<HashMap<ServerKey, Arc<tokio::sync::Mutex<()>>>>,
+    submits: HashMap<SiteName, Arc<Semaphore>>,
+    /// Counts up when a site should be looked at soon.
+    changes: latest::Sender<u64>,
+    drivers: TaskTracker,
+    stop: CancellationToken,
+}
+
 /// The life cycle's door, for `http`; cheap to clone.
 #[derive(Clone)]
 pub struct Spawner {
-    _store: Store,
+    shared: Arc<Shared>,
 }
 
 /// The life cycle's work; whoever holds it must run it.
 pub struct SpawnerTask {
-    _parts: Parts,
+    shared: Arc<Shared>,
+    arrived: mpsc::Receiver<Arrived>,
+    resumed: Vec<(Driver, Vec<Effect>)>,
 }
 
 impl Spawner {
     /// Reads what lives from the store, so that every view can be given at once. Nothing is done yet.
-    #[expect(clippy::unused_async, reason = "signature first")]
     pub async fn load(parts: Parts) -> Result<(Self, SpawnerTask), StoreError> {
-        Ok((Self { _store: parts.store.clone() }, SpawnerTask { _parts: parts }))
+        let turn = |setup: &SiteSetup| (setup.site.name.clone(), Arc::new(Semaphore::new(SUBMITS_AT_ONCE)));
+        let submits = parts.sites.setups().iter().map(turn).collect();
+        let shared = Arc::new(Shared {
+            store: parts.store,
+            sites: parts.sites,
+            arrivals: parts.arrivals,
+            routes: parts.routes,
+            settings: parts.settings,
+            book: Mutex::default(),
+            turns: Mutex::default(),
+            submits,
+            changes: latest::Sender::new(0),
+            drivers: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        for row in shared.store.last_runs().await?.iter().filter(|row| row.settled) {
+            let view = record::read_view(&row.view)?;
+            if let (Ok(record), Some(end)) = (Record::read(row), &view.end) {
+                let state = RouteState::Ended { message: end.message.clone() };
+                let _ = shared.routes.put(&view.key.hub, &record.prefix, view.run, state); // it was checked once
+            }
+            let view = Arc::new(view);
+            let (_, views) = latest::channel(Arc::clone(&view));
+            shared.book().show(view, row.spawn_id.clone(), views);
+        }
+        let mut resumed = Vec::new();
+        for row in shared.store.unsettled().await? {
+            let mut record = Record::read(&row)?;
+            let view = record::read_view(&row.view)?;
+            let effects = record.run.resume(clock::now(), &shared.settings.deadlines);
+            resumed.push((shared.open(record, view), effects));
+        }
+        if !resumed.is_empty() {
+            tracing::info!(runs = resumed.len(), "runs of before are taken up again");
+        }
+        Ok((Self { shared: Arc::clone(&shared) }, SpawnerTask { shared, arrived: parts.arrived, resumed }))
     }
 
     /// Starts this server, or finds it alive. May be repeated with the same spawn id.
-    #[expect(clippy::unused_async, reason = "signature first")]
     pub async fn start(&self, order: SpawnOrder) -> Result<Started, StartError> {
-        let _ = order;
-        Err(StartError::Closing)
+        let key = order.request.key.clone();
+        let patience = tokio::time::Instant::now() + self.shared.settings.wait_for_end;
+        loop {
+            let turn = self.shared.turn_of(&key).await.ok_or(StartError::StillStopping)?;
+            if self.shared.stop.is_cancelled() {
+                return Err(StartError::Closing);
+            }
+            let found = self
+                .shared
+                .book()
+                .current(&key)
+                .map(|current| (current.view.clone(), current.spawn_id.clone(), current.views.clone()));
+            match found {
+                Some((view, spawn_id, _)) if spawn_id == order.spawn_id => {
+                    return Ok(Started { view: RunView::clone(&view), adopted: None });
+                }
+                Some((view, _, mut views)) if view.state == State::Stopping => {
+                    drop(turn);
+                    let ended = views.wait_for(|view| view.state == State::Ended);
+                    if tokio::time::timeout_at(patience, ended).await.is_err() {
+                        return Err(StartError::StillStopping);
+                    }
+                }
+                Some((view, _, _)) if view.state != State::Ended => {
+                    let adopted = acts::read_order(&self.shared.store, view.run).await?.hub_token();
+                    return Ok(Started { view: RunView::clone(&view), adopted });
+                }
+                Some(_) | None => return self.start_new(order).await,
+            }
+        }
+    }
+
+    /// Places and writes down a new run. Called in this server's turn.
+    async fn start_new(&self, order: SpawnOrder) -> Result<Started, StartError> {
+        let shared = &self.shared;
+        let now = clock::now();
+        let id = RunId::from_parts(now.0, rand::random());
+        let key = order.request.key.clone();
+        let verdicts = {
+            let mut book = shared.book();
+            let verdicts = book.verdicts(&order.request, &shared.sites, &shared.settings.policy);
+            match verdicts.first() {
+                Some(best) if best.fits => book.reserve(id, &key, &best.site),
+                best => {
+                    let sentence =
+                        best.map_or("no site is configured", |best| best.sentence.as_str()).to_owned();
+                    return Err(StartError::NoSite { sentence, verdicts });
+                }
+            }
+            verdicts
+        };
+        let reserved = Reserved { shared, run: id };
+        let walltime_s = u64::from(order.request.resources.walltime_min) * 60;
+        let mut run = Run::requested(id, record::plan(&verdicts), walltime_s, now);
+        let effects = run.step(Event::Tick, now, &shared.settings.deadlines);
+        let sealed =
+            SealedOrder::new(&order).text().map_err(|error| StoreError::Sealed(error.to_string()))?;
+        let record = Record {
+            run,
+            request: order.request,
+            spawn_id: order.spawn_id,
+            prefix: order.prefix,
+            verdicts,
+            usage: None,
+            jobs: Vec::new(),
+        };
+        let view = record.view(now, &shared.settings.deadlines);
+        shared.store.create(record.row(&view)?, &sealed).await?;
+        let driver = shared.open(record, view.clone());
+        drop(reserved);
+        shared.drive(driver, effects);
+        Ok(Started { view, adopted: None })
     }
 
     /// The live run of this server, or the last one.
     #[must_use]
     pub fn view(&self, key: &ServerKey) -> Option<RunView> {
-        let _ = key;
-        None
+        self.shared.book().current(key).map(|current| RunView::clone(&current.view))
     }
 
     /// Every server of this Hub that lives or whose last end is kept.
     #[must_use]
     pub fn list(&self, hub: &HubName) -> Vec<RunView> {
-        let _ = hub;
-        Vec::new()
+        self.shared.book().list(hub)
     }
 
     /// Tells this server to end; `run` limits it to that run. `None` when there is nothing to end.
-    #[expect(clippy::unused_async, reason = "signature first")]
     pub async fn stop(
         &self,
         key: &ServerKey,
         run: Option<RunId>,
         now: bool,
     ) -> Result<Option<RunView>, StopError> {
-        let _ = (key, run, now);
-        Ok(None)
+        // A start that is being written down comes first: what it makes must be found here.
+        let _turn = self.shared.turn_of(key).await;
+        if self.shared.stop.is_cancelled() {
+            return Err(StopError::Closing);
+        }
+        let Some(view) = self.view(key) else { return Ok(None) };
+        if view.state == State::Ended || run.is_some_and(|run| run != view.run) {
+            return Ok(None);
+        }
+        let Some(door) = self.shared.book().door(view.run) else { return Ok(None) };
+        let (taken, answer) = oneshot::channel();
+        let message = Message::Stop { why: STOPPED.to_owned(), now, taken };
+        let told = async {
+            if door.mailbox.send(message).await.is_ok() {
+                let _ = answer.await; // its driver may have come to the end
+            }
+        };
+        let _ = tokio::time::timeout(STOP_TAKEN_WITHIN, told).await; // it is in its mailbox, or the store is slow
+        Ok(self.view(key).filter(|after| after.run == view.run).or(Some(view)))
     }
 
     /// Waits until this server has no live run, at most so long; then as [`Spawner::view`].
-    #[expect(clippy::unused_async, reason = "signature first")]
     pub async fn wait_ended(&self, key: &ServerKey, at_most: Duration) -> Option<RunView> {
-        let _ = (key, at_most);
-        None
+        let mut views = self.shared.book().current(key).map(|current| current.views.clone())?;
+        let ended = views.wait_for(|view| view.state == State::Ended);
+        let _ = tokio::time::timeout(at_most, ended).await; // then as it stands
+        self.view(key)
     }
 
     /// This Hub's events after the given id, then those to come. Without an id, or with one that is no longer kept:
     /// every server as it stands first. A slow reader is caught up from the store.
     #[must_use]
     pub fn events(&self, hub: &HubName, after: Option<u64>) -> Events {
-        let _ = (hub, after);
-        Box::pin(futures_util::stream::pending())
+        events::of_hub(Arc::clone(&self.shared), hub.clone(), after)
     }
 
     /// What placement says of this request now, best first. Nothing is reserved.
     #[must_use]
     pub fn verdicts(&self, request: &SpawnRequest) -> Vec<Verdict> {
-        let _ = request;
-        Vec::new()
+        self.shared.book().verdicts(request, &self.shared.sites, &self.shared.settings.policy)
     }
 
     /// Removes the user's kept files at every site (`delete_forever`), once no server of theirs lives there.
-    #[expect(clippy::unused_async, reason = "signature first")]
     pub async fn forget_home(&self, key: &ServerKey) -> Result<(), ForgetError> {
-        let _ = key;
-        Ok(())
+        if self.shared.book().lives_of_user(key) {
+            return Err(ForgetError::StillAlive);
+        }
+        let mut failed = Vec::new();
+        for setup in self.shared.sites.setups() {
+            let done = tokio::time::timeout(FORGET_WITHIN, setup.backend.delete_home(key)).await;
+            match done {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failed.push(format!("{}: {error}", setup.site.title)),
+                Err(_) => failed.push(format!("{}: no answer in time", setup.site.title)),
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(ForgetError::Sites(failed.join("; "))) }
     }
 
-    /// Runs by state, for metrics.
+    /// Live runs by site and state, for metrics.
     #[must_use]
-    pub fn counts(&self) -> BTreeMap<(String, glidepath_domain::run::State), u64> {
-        BTreeMap::new()
+    pub fn counts(&self) -> BTreeMap<(String, State), u64> {
+        self.shared.book().counts()
     }
 }
 
 impl SpawnerTask {
     /// Drives all runs until told to stop; then lets go of them without ending any.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        stop.cancelled().await;
+        let Self { shared, mut arrived, resumed } = self;
+        for (driver, effects) in resumed {
+            shared.drive(driver, effects);
+        }
+        let mut loops = tokio::task::JoinSet::new();
+        for setup in shared.sites.setups() {
+            loops.spawn(watch::site(Arc::clone(&shared), setup.clone()));
+        }
+        let (pruned, sites, ending) = (Arc::clone(&shared), shared.sites.clone(), stop.clone());
+        loops.spawn(async move { sites.run(ending).await });
+        loops.spawn(async move { pruned.prune().await });
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = loops.join_next() => {
+                    if stop.is_cancelled() {
+                        break;
+                    }
+                    ended?;
+                    anyhow::bail!("a loop of the life cycle ended by itself");
+                }
+                Some(arrived) = arrived.recv() => shared.hand_over(arrived),
+            }
+        }
+        shared.stop.cancel();
+        shared.drivers.close();
+        let _ = tokio::time::timeout(LET_GO_WITHIN, shared.drivers.wait()).await; // the rest ends with the runtime
         Ok(())
+    }
+}
+
+impl Shared {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_at_sites(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Enters a run into the book and makes its driver, which does nothing yet.
+    fn open(self: &Arc<Self>, record: Record, view: RunView) -> Driver {
+        let (mailbox, messages) = mpsc::channel(MAILBOX);
+        let (views, watched) = latest::channel(Arc::new(view.clone()));
+        let door = Door { run: record.run.id, mailbox };
+        let site = record.site().cloned();
+        self.book().open(door, view, record.spawn_id.clone(), watched, site);
+        Driver::new(Arc::clone(self), record, messages, views)
+    }
+
+    fn drive(self: &Arc<Self>, driver: Driver, effects: Vec<Effect>) {
+        let stop = self.stop.clone();
+        self.drivers.spawn(async move { stop.run_until_cancelled(driver.run(effects)).await });
+        self.look_at_sites();
+    }
+
+    /// Tells a run that its agent is home.
+    fn hand_over(&self, arrived: Arrived) {
+        let attempt = arrived.attempt;
+        let told = match self.book().door(attempt.run) {
+            Some(door) => {
+                let message = Message::Arrived { number: attempt.number, link: arrived.link };
+                door.mailbox.try_send(message).map_err(|error| error.to_string())
+            }
+            None => Err("its run is over".to_owned()),
+        };
+        if let Err(why) = told {
+            tracing::warn!(%attempt, why, "an agent's arrival came to nothing");
+            self.arrivals.dismiss(attempt, "this attempt is over");
+        }
+    }
+
+    /// Waits for this server's turn; `None` when another start or stop takes too long.
+    async fn turn_of(self: &Arc<Self>, key: &ServerKey) -> Option<Turn> {
+        let lock = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(key.clone()).or_default())
+        };
+        let guard = tokio::time::timeout(TURN_WITHIN, lock.lock_owned()).await;
+        let turn = Turn { shared: Arc::clone(self), key: key.clone(), guard: guard.ok() };
+        if turn.guard.is_some() { Some(turn) } else { None }
+    }
+
+    /// Waits for a turn to submit at this site.
+    async fn turn(&self, site: &SiteName) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(self.submits.get(site)?).acquire_owned().await.ok()
+    }
+
+    async fn prune(&self) {
+        loop {
+            let keep = i64::try_from(self.settings.keep_ended.as_millis()).unwrap_or(i64::MAX);
+            let before = i64::try_from(clock::now().0).unwrap_or(i64::MAX).saturating_sub(keep);
+            if let Err(error) = self.store.prune(before, EVENTS_KEPT).await {
+                tracing::warn!(%error, "what is too old could not be removed");
+            }
+            tokio::time::sleep(PRUNE_EVERY).await;
+        }
+    }
+}
+
+/// One server's turn; the next comes when it is dropped.
+struct Turn {
+    shared: Arc<Shared>,
+    key: ServerKey,
+    guard: Option<OwnedMutexGuard<()>>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.guard = None;
+        let mut turns = self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever waits holds a handle of its own.
+        if turns.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            turns.remove(&self.key);
+        }
+    }
+}
+
+/// A place that is given back unless the run was entered into the book.
+struct Reserved<'a> {
+    shared: &'a Shared,
+    run: RunId,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.shared.book().release(self.run);
     }
 }

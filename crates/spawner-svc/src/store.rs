@@ -250,6 +250,15 @@ impl Store {
         rows.iter().map(run_row).collect()
     }
 
+    /// What everybody may see of the last run of each server of one Hub, as JSON.
+    pub async fn views(&self, hub: &str) -> Result<Vec<String>, StoreError> {
+        let query = "SELECT r.view FROM runs r WHERE r.hub = $1 AND r.run = \
+                     (SELECT MAX(l.run) FROM runs l WHERE l.server_key = r.server_key) ORDER BY r.run";
+        let query = sqlx::query(query).bind(hub.to_owned());
+        let rows = self.read(query.fetch_all(&self.inner.readers)).await?;
+        rows.iter().map(|row| get(row, "view")).collect()
+    }
+
     /// Whether anything may be left of this attempt at a site: `None` when the run is not known at all.
     pub async fn is_wanted(&self, attempt: Attempt) -> Result<Option<bool>, StoreError> {
         let query = "SELECT r.settled, a.number FROM runs r \

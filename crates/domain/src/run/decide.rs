@@ -188,7 +188,7 @@ impl Run {
         let Some(stop) = self.stop.clone() else { return Next::Stay };
         let clock = self.clock;
         let Some(attempt) = self.tries.last_mut() else {
-            return Next::Finish(plain_end(stop.reason, words::stopped(&stop, now), now));
+            return Next::Finish(plain_end(stop.reason, words::stopped(&stop), now));
         };
         let given_up = clock.after(deadlines.grace * 3 + deadlines.doubt);
         let submit_waits = attempt.now.submitting && attempt.submit != Submit::Done;
@@ -248,7 +248,8 @@ impl Run {
         if let Some(attempt) = self.tries.last_mut() {
             attempt.fenced = true;
             attempt.trouble = Some(end.message.clone());
-            out.push(Effect::SiteFailed(attempt.number, end.message.clone()));
+            let personal = matches!(end.reason, EndReason::Refused | EndReason::Exited);
+            out.push(Effect::SiteFailed { number: attempt.number, why: end.message.clone(), personal });
         }
         if self.tries.len() < self.plan.len() {
             return self.reach(State::Placed, now, out);
@@ -305,6 +306,7 @@ impl Run {
             State::Ended => {}
         }
         for attempt in self.tries.iter().filter(|attempt| !attempt.cleaned) {
+            times.extend(attempt.silent_since.map(|since| since.after(words::quiet(deadlines))));
             times.extend(attempt.now.cancel_asked.map(|(at, _)| at.after(repeat(deadlines))));
             times.extend(attempt.now.forget_asked.map(|at| at.after(repeat(deadlines))));
             times.push(self.since.after(deadlines.grace));
@@ -414,7 +416,7 @@ impl Try {
         let title = &self.at.title;
         let why = end.why.clone().unwrap_or_default();
         let (reason, sentence) = match (stop, end.cause) {
-            (Some(stop), _) => (stop.reason, words::stopped(stop, now)),
+            (Some(stop), _) => (stop.reason, words::stopped(stop)),
             (None, EndCause::Walltime) => (EndReason::Walltime, words::walltime()),
             (None, EndCause::HomeAbsent) => (EndReason::HomeAbsent, words::home_absent(title)),
             (None, EndCause::Asked) => {
@@ -436,7 +438,7 @@ impl Try {
     fn stopped(&self, stop: &Stop, now: Moment) -> End {
         match &self.now.phase {
             Some(Phase::Ended(end)) => self.server_ended(end, Some(stop), now),
-            _ => self.with_lines(plain_end(stop.reason, words::stopped(stop, now), now)),
+            _ => self.with_lines(plain_end(stop.reason, words::stopped(stop), now)),
         }
     }
 

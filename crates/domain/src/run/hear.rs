@@ -132,7 +132,7 @@ impl Try {
     }
 
     fn job_absent(&mut self, asked: Moment, now: Moment) {
-        let can_tell = !self.now.submitting && self.submit_returned.is_some_and(|returned| asked >= returned);
+        let can_tell = !self.now.submitting && self.submit_returned.is_some_and(|returned| asked > returned);
         let known = matches!(self.submit, Submit::Done) || self.fenced || self.cancelled;
         if can_tell && known && !matches!(self.job, Job::Gone { .. }) {
             self.job = Job::Gone { end: None, at: now };

@@ -1,5 +1,7 @@
 //! What a user reads of a run: one sentence per state, how far it is, whether it lives. Plain text.
 
+use std::time::Duration;
+
 use super::{Deadlines, Job, Life, LinkNow, Moment, Phase, Run, State, Stop, Submit};
 use crate::run::{Answer, Try};
 
@@ -9,7 +11,7 @@ const SENTENCE_MAX_CHARS: usize = 600;
 impl Run {
     /// What goes on, for the user.
     #[must_use]
-    pub fn message(&self, deadlines: &Deadlines) -> String {
+    pub fn message(&self) -> String {
         let Some(attempt) = self.current() else {
             return match (&self.end, &self.stop) {
                 (Some(end), _) => end.message.clone(),
@@ -21,11 +23,10 @@ impl Run {
         let sentence = match self.state {
             State::Requested => "Looking for a site".to_owned(),
             State::Placed | State::Submitting => self.asking(attempt),
-            State::Queued => with_silence(queued(attempt), attempt, deadlines),
+            State::Queued => with_silence(queued(attempt), attempt),
             State::Dialling => with_silence(
                 format!("{title} has given the server a place; waiting for it to call home"),
                 attempt,
-                deadlines,
             ),
             State::Starting => starting(attempt),
             State::Ready => match attempt.now.link {
@@ -51,7 +52,7 @@ impl Run {
             return Life::Gone;
         }
         let Some(attempt) = self.current() else { return Life::Alive };
-        let silent = attempt.silent_since.is_some_and(|since| now.since(since) >= deadlines.doubt.min(QUIET));
+        let silent = attempt.silent_since.is_some_and(|since| now.since(since) >= quiet(deadlines));
         let unheard = attempt.now.link != LinkNow::Up;
         if silent && unheard && attempt.submit == Submit::Done { Life::Unknown } else { Life::Alive }
     }
@@ -99,7 +100,12 @@ impl Run {
 }
 
 /// Silence of a site that is told at once would flicker.
-const QUIET: std::time::Duration = std::time::Duration::from_secs(15);
+const QUIET: Duration = Duration::from_secs(15);
+
+/// From when on a silent site makes it unknown whether a run lives.
+pub(super) fn quiet(deadlines: &Deadlines) -> Duration {
+    deadlines.doubt.min(QUIET)
+}
 
 fn queued(attempt: &Try) -> String {
     let title = &attempt.at.title;
@@ -139,7 +145,7 @@ fn starting(attempt: &Try) -> String {
     }
 }
 
-fn with_silence(sentence: String, attempt: &Try, _deadlines: &Deadlines) -> String {
+fn with_silence(sentence: String, attempt: &Try) -> String {
     match attempt.silent_since {
         Some(since) => format!("{sentence} (the site is not answering since {})", clock_time(since)),
         None => sentence,
@@ -185,7 +191,7 @@ pub(super) fn exited(title: &str, code: Option<i32>) -> String {
     }
 }
 
-pub(super) fn stopped(stop: &Stop, _now: Moment) -> String {
+pub(super) fn stopped(stop: &Stop) -> String {
     stop.why.clone()
 }
 

@@ -1,0 +1,141 @@
+//! What a driver does in the world: one future per act, each with a deadline, each saying what it came to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use glidepath_api_types::agent::{LaunchOrder, ListenOn};
+use glidepath_domain::backend::{Backend, BackendError, CancelHow, JobId, JobLabel, JobSpec};
+use glidepath_domain::names::RunId;
+use glidepath_domain::request::SpawnRequest;
+use glidepath_domain::run::{Deadlines, Event, Moment};
+
+use super::Shared;
+use super::launch::{SealedOrder, dial_file};
+use crate::arrivals::upstream::{self, Probe, Upstream};
+use crate::clock;
+use crate::sites::SiteSetup;
+use crate::store::{Store, StoreError};
+
+/// One submit, its wait for its turn not counted.
+const SUBMIT_WITHIN: Duration = Duration::from_secs(60);
+/// One cancel, one forget.
+const REMOVE_WITHIN: Duration = Duration::from_secs(30);
+/// Between two probes of a server that is not well yet.
+const PROBE_AGAIN: Duration = Duration::from_millis(300);
+
+/// What an act came to.
+pub(super) enum Came {
+    /// A submit returned.
+    Submitted { number: u32, job: Option<JobId>, event: Event },
+    /// The server was asked whether it answers.
+    Probed(Event),
+    /// The launch order was read.
+    Order { number: u32, order: Result<Box<LaunchOrder>, StoreError> },
+    /// Something was done.
+    Done(Event),
+    /// It was not, and will be asked for again.
+    Nothing,
+}
+
+/// Hands one attempt to its batch system.
+pub(super) struct Submit {
+    pub(super) shared: Arc<Shared>,
+    pub(super) setup: SiteSetup,
+    pub(super) label: JobLabel,
+    pub(super) request: SpawnRequest,
+    pub(super) walltime_s: u64,
+    pub(super) requested_at: Moment,
+}
+
+impl Submit {
+    pub(super) async fn run(self) -> Came {
+        let number = self.label.attempt.number;
+        let (job, event) = match self.spec() {
+            Err(why) => (None, Event::SubmitRefused(number, why)),
+            Ok(spec) => {
+                let turn = self.shared.turn(&self.setup.site.name).await;
+                let answer = tokio::time::timeout(SUBMIT_WITHIN, self.setup.backend.submit(&spec)).await;
+                drop(turn);
+                match answer {
+                    Ok(Ok(job)) => (Some(job), Event::SubmitDone(number)),
+                    Ok(Err(BackendError::Refused(why))) => (None, Event::SubmitRefused(number, why)),
+                    Ok(Err(BackendError::Unknown(why))) => (None, Event::SubmitUnknown(number, why)),
+                    Err(_) => (None, Event::SubmitUnknown(number, "no answer in time".to_owned())),
+                }
+            }
+        };
+        Came::Submitted { number, job, event }
+    }
+
+    fn spec(&self) -> Result<JobSpec, String> {
+        let settings = &self.shared.settings;
+        let deadlines = &settings.deadlines;
+        let until = self.requested_at.after(deadlines.queued + deadlines.dialling + deadlines.doubt);
+        let ticket = self.shared.arrivals.issue(self.label.attempt, clock::now(), until);
+        let ticket = ticket.map_err(|error| format!("no ticket can be signed: {error}"))?;
+        let absence_limit_s = self.setup.absence_limit_s.unwrap_or(self.walltime_s);
+        let attempt = self.label.attempt;
+        let dial_file =
+            dial_file(attempt, ticket, &settings.home_url, &settings.trust, absence_limit_s, deadlines)
+                .map_err(|error| format!("no dial file can be written: {error}"))?;
+        Ok(JobSpec {
+            label: self.label.clone(),
+            resources: self.request.resources.clone(),
+            dial_file,
+            grace_s: u32::try_from(deadlines.grace.as_secs()).unwrap_or(u32::MAX).max(1),
+        })
+    }
+}
+
+pub(super) async fn cancel(backend: Arc<dyn Backend>, label: JobLabel, how: CancelHow) -> Came {
+    match tokio::time::timeout(REMOVE_WITHIN, backend.cancel(&label, how)).await {
+        Ok(Ok(())) => Came::Done(Event::CancelDone(label.attempt.number)),
+        Ok(Err(error)) => not_removed(&label, &error.to_string()),
+        Err(_) => not_removed(&label, "no answer in time"),
+    }
+}
+
+pub(super) async fn forget(backend: Arc<dyn Backend>, label: JobLabel) -> Came {
+    match tokio::time::timeout(REMOVE_WITHIN, backend.forget(&label)).await {
+        Ok(Ok(())) => Came::Done(Event::ForgetDone(label.attempt.number)),
+        Ok(Err(error)) => not_removed(&label, &error.to_string()),
+        Err(_) => not_removed(&label, "no answer in time"),
+    }
+}
+
+fn not_removed(label: &JobLabel, why: &str) -> Came {
+    tracing::debug!(attempt = %label.attempt, why, "a job is not removed yet");
+    Came::Nothing
+}
+
+pub(super) async fn order(
+    store: Store,
+    run: RunId,
+    number: u32,
+    listen_on: ListenOn,
+    walltime_s: u64,
+    deadlines: Deadlines,
+) -> Came {
+    let order = read_order(&store, run).await;
+    Came::Order {
+        number,
+        order: order.map(|order| Box::new(order.launch(listen_on, walltime_s, &deadlines))),
+    }
+}
+
+/// The launch order of a run, opened.
+pub(super) async fn read_order(store: &Store, run: RunId) -> Result<SealedOrder, StoreError> {
+    let text = store.order(run).await?.ok_or_else(|| StoreError::Sealed("it is not kept".to_owned()))?;
+    SealedOrder::read(&text).map_err(|_| StoreError::Sealed("it does not read".to_owned()))
+}
+
+pub(super) async fn probe(upstream: Arc<Upstream>, prefix: String, number: u32) -> Came {
+    let event = match upstream::probe(&upstream, &prefix).await {
+        Probe::Answers(status) => Event::Answered(number, status),
+        Probe::Silent(why) => Event::Silent(number, why),
+    };
+    if !matches!(event, Event::Answered(_, status) if status < 500) {
+        tokio::time::sleep(PROBE_AGAIN).await;
+    }
+    Came::Probed(event)
+}

@@ -1,0 +1,116 @@
+//! One bulk query per site serves all its runs: often while anything starts or stops there, seldom otherwise.
+//!
+//! In: what the backend lists. Out: to each run what was seen of its job. A job of this instance that the store does
+//! not know, or knows to be over, is removed: after a successful reading of the store only.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use glidepath_domain::backend::{CancelHow, JobSeen, JobState};
+use glidepath_domain::names::Attempt;
+use glidepath_domain::run::Event;
+use tokio::time::{Instant, timeout};
+
+use super::Shared;
+use super::book::Door;
+use super::driver::{MAILBOX, Message};
+use crate::clock;
+use crate::sites::{SiteSetup, jittered};
+
+/// One bulk query.
+const LIST_WITHIN: Duration = Duration::from_secs(60);
+/// One cancel or forget of a job that nobody wants.
+const REMOVE_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks for such jobs where nothing runs.
+const IDLE: Duration = Duration::from_secs(60);
+/// After this long a job that nobody wants is ended the unkind way.
+const KINDLY_FOR: Duration = Duration::from_secs(30);
+
+/// Looks at one site for ever. May be dropped at any time.
+pub(super) async fn site(shared: Arc<Shared>, setup: SiteSetup) {
+    let mut changes = shared.changes.subscribe();
+    let mut orphans = HashMap::new();
+    loop {
+        look(&shared, &setup, &mut orphans).await;
+        let looked = Instant::now();
+        let (slow, idle) = (jittered(shared.settings.list_slow), jittered(IDLE));
+        loop {
+            let _ = changes.borrow_and_update();
+            let watched = shared.book().watched(&setup.site.name);
+            let every = match (watched.moving, watched.attempts.is_empty()) {
+                (true, _) => shared.settings.list_fast,
+                (false, false) => slow,
+                (false, true) => idle,
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(looked + every) => break,
+                Ok(()) = changes.changed() => {}
+            }
+        }
+    }
+}
+
+async fn look(shared: &Shared, setup: &SiteSetup, orphans: &mut HashMap<Attempt, Instant>) {
+    let watched = shared.book().watched(&setup.site.name).attempts;
+    let asked = clock::now();
+    let listed = match timeout(LIST_WITHIN, setup.backend.list()).await {
+        Ok(Ok(jobs)) => jobs,
+        Ok(Err(error)) => return silent(setup, &watched, &error.to_string()),
+        Err(_) => return silent(setup, &watched, "no answer in time"),
+    };
+    let mut seen: HashMap<Attempt, JobSeen> =
+        listed.into_iter().map(|job| (job.label.attempt, job)).collect();
+    for (attempt, door) in &watched {
+        let number = attempt.number;
+        let message = match seen.remove(attempt) {
+            Some(job) => Message::Listed { number, state: job.state },
+            None => Message::Heard(Event::JobAbsent(number, asked)),
+        };
+        tell(door, message);
+    }
+    remove_orphans(shared, setup, seen, orphans).await;
+}
+
+fn silent(setup: &SiteSetup, watched: &[(Attempt, Door)], why: &str) {
+    tracing::debug!(site = %setup.site.name, why, "the site's jobs cannot be listed");
+    for (attempt, door) in watched {
+        tell(door, Message::Heard(Event::SiteSilent(attempt.number)));
+    }
+}
+
+/// A list comes again: one that finds its driver busy is dropped, and leaves room for what comes only once.
+fn tell(door: &Door, message: Message) {
+    if door.mailbox.capacity() > MAILBOX / 2 {
+        let _ = door.mailbox.try_send(message);
+    }
+}
+
+/// Removes the jobs that no run wants: left by a crash between two steps, or by a submit that came through late.
+async fn remove_orphans(
+    shared: &Shared,
+    setup: &SiteSetup,
+    unwatched: HashMap<Attempt, JobSeen>,
+    orphans: &mut HashMap<Attempt, Instant>,
+) {
+    let there: HashSet<Attempt> = unwatched.keys().copied().collect();
+    orphans.retain(|attempt, _| there.contains(attempt));
+    for (attempt, job) in unwatched {
+        match shared.store.is_wanted(attempt).await {
+            Ok(Some(true)) => continue, // just begun, or just cleaned up
+            Ok(Some(false) | None) => {}
+            Err(_) => return, // nobody knows whether it is wanted
+        }
+        let since = *orphans.entry(attempt).or_insert_with(|| {
+            tracing::warn!(site = %setup.site.name, %attempt, server.key = %job.label.key, job.id = job.id.0,
+                "a job that no run wants is removed");
+            Instant::now()
+        });
+        let how = if since.elapsed() > KINDLY_FOR { CancelHow::Now } else { CancelHow::Kindly };
+        let over = matches!(job.state, JobState::Ended(_));
+        let cancelled = timeout(REMOVE_WITHIN, setup.backend.cancel(&job.label, how)).await;
+        if over && matches!(cancelled, Ok(Ok(()))) {
+            let _ = timeout(REMOVE_WITHIN, setup.backend.forget(&job.label)).await; // asked again with the next list
+        }
+    }
+}
