@@ -60,7 +60,7 @@ class FakeService:
 
     async def set(self, key: str, **fields: Any) -> dict[str, Any]:
         """Changes a server and tells everybody."""
-        hub, user, server = key.split(".")
+        _, user, server = key.split(".")
         view = self.servers.setdefault(
             key,
             {

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jupyterhub_glidepath.connection import close_all
+
 #: Who has it sees and cancels every server on the page. Administrators of the Hub do too.
 OPERATE_SCOPE = "custom:glidepath:operate"
 
@@ -130,6 +132,7 @@ async def _begin(app: Any, where_file: Path | None) -> None:
         await asyncio.sleep(0.02)
     if app.internal_ssl:
         await _give_up(app, "Glidepath does not support JupyterHub.internal_ssl yet: unset it.")
+        return
     # A spawner of nobody: it has read the config, and knows how to connect.
     spawner = GlidepathSpawner(hub=app.hub, config=app.config)
     if where_file is not None:
@@ -143,8 +146,11 @@ async def _begin(app: Any, where_file: Path | None) -> None:
 
 async def _give_up(app: Any, sentence: str) -> None:
     app.log.critical("%s", sentence)
+    await close_all()
+    app.cleanup_servers = False  # a slip in a config ends no server
     try:
         await app.cleanup()
     except Exception:
         app.log.debug("Half a Hub could not be cleaned up", exc_info=True)
-    app.exit(1)
+    # From a callback, an exit is an exit; from a task it would be a traceback. The sentence is the last word, status 1.
+    asyncio.get_running_loop().call_soon(sys.exit, sentence)

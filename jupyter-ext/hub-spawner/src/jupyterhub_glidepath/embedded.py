@@ -29,6 +29,7 @@ from typing import Any
 import aiohttp
 
 from jupyterhub_glidepath.client import Unreachable
+from jupyterhub_glidepath.waiting import is_set_within, within
 
 BINARY = "glidepath-spawner"
 #: Names the binary to use instead of the one that came with this package.
@@ -103,9 +104,7 @@ class Embedded:
 
     async def address(self) -> str:
         """The API's base URL. Waits a moment for a service that is being started."""
-        if not self._up.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._up.wait(), START_WITHIN_S)
+        await is_set_within(self._up, START_WITHIN_S)
         if self._attached is None:
             raise Unreachable(str(self._problem or "the embedded service is not up"))
         return self._attached.api
@@ -227,7 +226,7 @@ class Embedded:
             except ProcessLookupError:
                 return
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._until_dead(pid), within_s)
+                await within(self._until_dead(pid), within_s)
                 return
             self._log.warning("Glidepath's service (pid %d) did not end within %.0f s", pid, within_s)
 
@@ -349,7 +348,7 @@ async def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
     except OSError as error:
         raise EmbeddedProblem(f"{argv[0]} cannot be run: {error}") from error
     try:
-        told, _ = await asyncio.wait_for(process.communicate(), timeout_s)
+        told, _ = await within(process.communicate(), timeout_s)
     except asyncio.TimeoutError:
         process.kill()
         await process.wait()

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from jupyterhub_glidepath.client import Client, Refused, Unreachable
+from jupyterhub_glidepath.waiting import is_set_within
 from jupyterhub_glidepath.wire import ServerView
 
 #: Between two tries to open the stream: the first, and the most.
@@ -50,9 +51,7 @@ class Feed:
 
     async def synced(self, timeout_s: float) -> bool:
         """Waits until everything was heard once. ``False`` when it was not in time."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._synced.wait(), timeout_s)
-        return self._synced.is_set()
+        return await is_set_within(self._synced, timeout_s)
 
     def view(self, key: str) -> ServerView | None:
         """The server as it was last heard of; ``None`` when it never was."""
@@ -72,8 +71,7 @@ class Feed:
         woken = asyncio.Event()
         self._waiting[key].add(woken)
         try:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(woken.wait(), timeout_s)
+            await is_set_within(woken, timeout_s)
         finally:
             self._waiting[key].discard(woken)
             if not self._waiting[key]:

@@ -31,6 +31,7 @@ from jupyterhub_glidepath.configure import OPERATE_SCOPE
 from jupyterhub_glidepath.keys import ServerKey
 from jupyterhub_glidepath.progress import in_words, sentence
 from jupyterhub_glidepath.refusal import clean
+from jupyterhub_glidepath.waiting import is_set_within
 from jupyterhub_glidepath.wire import ServerView
 
 #: The page looks for its Hub so often; without one it has no reason to be.
@@ -368,11 +369,8 @@ async def _serve(where_file: Path) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     parent = os.getppid()
-    while not stop.is_set() and os.getppid() == parent:
-        try:
-            await asyncio.wait_for(stop.wait(), PARENT_EVERY_S)
-        except asyncio.TimeoutError:
-            continue
+    while os.getppid() == parent and not await is_set_within(stop, PARENT_EVERY_S):
+        pass
     if os.getppid() != parent:  # the Hub was killed, and with it whoever would tidy up
         shutil.rmtree(where_file.parent, ignore_errors=True)
     server.stop()
