@@ -81,7 +81,7 @@ impl AccountBook {
                 None => refused(format!("the user {} has no account at this site", key.user)),
             },
             Accounts::Range { first, count } => {
-                let uid = self.from_range(&book_name(key), *first, *count)?;
+                let uid = self.uid_of(&book_name(key), *first, *count)?;
                 let name = homes::slug(key.user.as_str());
                 Ok(Account { uid, gid: uid, groups: Vec::new(), name, home: None, switch: true })
             }
@@ -99,7 +99,7 @@ impl AccountBook {
         }
     }
 
-    fn from_range(&self, user: &str, first: u32, count: u32) -> Result<u32, BackendError> {
+    fn uid_of(&self, user: &str, first: u32, count: u32) -> Result<u32, BackendError> {
         self.with_book(|book| {
             if let Some(uid) = book.range.get(user) {
                 return Ok((*uid, false));

@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn only_a_direct_site_tells_where_the_server_listens() {
         let running = Record { phase: Phase::Starting { claim: "c".to_owned() }, ..record() };
-        let state = |reach| jobs(&[running.clone()], RULE, 0, reach).remove(0).state;
+        let state = |reach| jobs(std::slice::from_ref(&running), RULE, 0, reach).remove(0).state;
         assert_eq!(state(Reach::Tunnel), JobState::Running { direct: None });
         let path = PathBuf::from("/w/jobs/x/own/s/server.sock");
         let direct = Some(ServerAddress::Unix { path, uid: 70_001 });

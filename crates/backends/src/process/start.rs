@@ -24,7 +24,10 @@ impl Keeper {
     pub(crate) fn start(&self, job: &mut Record) -> Result<(), BackendError> {
         let cgroups = match self.job_cgroups(job) {
             Ok(cgroups) => cgroups,
-            Err(why) => return Ok(self.not_started(job, &why)),
+            Err(why) => {
+                self.not_started(job, &why);
+                return Ok(());
+            }
         };
         let claim = files::random_hex::<8>();
         let claim_path = self.claim_path(job.attempt, &claim);

@@ -32,8 +32,13 @@ pub(crate) fn is_root() -> bool {
 
 impl ProcessBench {
     pub(crate) fn new(extra: &str) -> Self {
-        let standin = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/standin_agent.py");
-        Self::with_agent(&standin, extra)
+        Self::with_agent(&Self::standin(), extra)
+    }
+
+    /// The stand-in agent.
+    pub(crate) fn standin() -> PathBuf {
+        let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/standin_agent.py");
+        std::env::var_os("GLIDEPATH_TEST_STANDIN").map_or_else(here, PathBuf::from)
     }
 
     pub(crate) fn with_agent(agent: &Path, extra: &str) -> Self {
@@ -151,6 +156,23 @@ pub(crate) fn cgroups(root_id: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// A job for the stand-in.
+pub(crate) fn spec_of(key: &ServerKey, manner: Manner, secret: &str) -> JobSpec {
+    let manner = match manner {
+        Manner::Calm => "calm".to_owned(),
+        Manner::Stubborn => "stubborn".to_owned(),
+        Manner::Exits(code) => format!("exits {code}"),
+        Manner::Litters => "litters".to_owned(),
+    };
+    let dial_file = serde_json::json!({ "manner": manner, "ticket": secret });
+    JobSpec {
+        label: fresh_label(key, 1_800_000_000_000, rand::random()),
+        resources: Resources { cores: 1, memory_mb: 256, gpus: Gpus::default(), arch: None, walltime_min: 5 },
+        dial_file: SecretString::from(dial_file.to_string()),
+        grace_s: 1,
+    }
+}
+
 #[async_trait]
 impl Bench for ProcessBench {
     fn backend(&self) -> Arc<dyn Backend> {
@@ -158,25 +180,7 @@ impl Bench for ProcessBench {
     }
 
     fn spec(&self, key: &ServerKey, manner: Manner, secret: &str) -> JobSpec {
-        let manner = match manner {
-            Manner::Calm => "calm".to_owned(),
-            Manner::Stubborn => "stubborn".to_owned(),
-            Manner::Exits(code) => format!("exits {code}"),
-            Manner::Litters => "litters".to_owned(),
-        };
-        let dial_file = serde_json::json!({ "manner": manner, "ticket": secret });
-        JobSpec {
-            label: fresh_label(key, 1_800_000_000_000, rand::random()),
-            resources: Resources {
-                cores: 1,
-                memory_mb: 256,
-                gpus: Gpus::default(),
-                arch: None,
-                walltime_min: 5,
-            },
-            dial_file: SecretString::from(dial_file.to_string()),
-            grace_s: 1,
-        }
+        spec_of(key, manner, secret)
     }
 
     async fn restart(&mut self) {
