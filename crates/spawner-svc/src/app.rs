@@ -77,7 +77,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
 impl App {
     /// Takes the state folder and all ports, reads what lives. On an error nothing runs and no port is held.
-    pub async fn open(config: Config, backends: Backends<'_>, stop: CancellationToken) -> anyhow::Result<Self> {
+    pub async fn open(
+        config: Config,
+        backends: Backends<'_>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
         let state_dir = config.state_dir.clone();
         let lock = take(&state_dir)?;
         let Ports { api, link, metrics, relays } = ports::bind(&config, &state_dir).await?;
@@ -89,16 +93,26 @@ impl App {
         let forward = HubForward::new(config.hubs.iter().map(target).collect(), stop.child_token())?;
         let (arrivals, arrived) = Arrivals::new(&state_dir, instance, store.clone(), forward)?;
         let home_end = HomeEnd::new(HomeConfig::default(), arrivals.clone());
-        let setups = config.sites.iter().map(|site| setup(site, backends)).collect::<anyhow::Result<Vec<_>>>()?;
+        let setups =
+            config.sites.iter().map(|site| setup(site, backends)).collect::<anyhow::Result<Vec<_>>>()?;
         let sites = Sites::new(setups, Pace::default());
         let settings = Settings { deadlines: config.deadlines, ..Settings::new(home_url.clone(), trust) };
         let counted = counted(&home_end, &arrivals);
-        let parts = Parts { store: store.clone(), sites: sites.clone(), arrivals, arrived, settings };
+        let parts = Parts {
+            store: store.clone(),
+            sites: sites.clone(),
+            arrivals,
+            arrived,
+            routes: routes.clone(),
+            settings,
+        };
         let (spawner, life) = Spawner::load(parts).await?;
         counted.watch_runs(&spawner);
 
-        let relay_urls: Vec<String> = relays.iter().map(|(bound, hub)| relay_url(bound, hub)).collect::<anyhow::Result<_>>()?;
-        let attach = Attach::new(api.local_addr()?, metrics.local_addr()?, &home_url, &config.hubs, &relay_urls);
+        let relay_urls: Vec<String> =
+            relays.iter().map(|(bound, hub)| relay_url(bound, hub)).collect::<anyhow::Result<_>>()?;
+        let attach =
+            Attach::new(api.local_addr()?, metrics.local_addr()?, &home_url, &config.hubs, &relay_urls);
         let handlers = Api::new(&config, relay_urls, spawner.clone(), counted.clone(), stop.clone())?;
         let observed = Observed { metrics: counted.clone(), store: store.clone(), stop: stop.clone() };
         Ok(Self {
@@ -133,7 +147,10 @@ impl App {
         tasks.spawn("sites", run_sites(self.sites, stop()));
         tasks.spawn("life cycle", self.life.run(stop()));
         for (listener, hub) in self.relays {
-            tasks.spawn("metrics of a hub", self.counted.clone().follow(self.spawner.clone(), hub.name.clone(), stop()));
+            tasks.spawn(
+                "metrics of a hub",
+                self.counted.clone().follow(self.spawner.clone(), hub.name.clone(), stop()),
+            );
             tasks.spawn("relay", asked_for(relay::run(listener, hub.name, self.routes.clone(), stop())));
         }
         let (listener, tls, home_end) = self.link;
@@ -159,7 +176,8 @@ fn take(state_dir: &Path) -> anyhow::Result<Lock> {
     let shown = state_dir.display();
     files::private_dir(state_dir)
         .map_err(|error| anyhow!("the state folder {shown} cannot be used: {}", in_words(&error)))?;
-    files::lock(&state_dir.join("lock")).map_err(|error| anyhow!("the state folder {shown} cannot be used: {error}"))
+    files::lock(&state_dir.join("lock"))
+        .map_err(|error| anyhow!("the state folder {shown} cannot be used: {error}"))
 }
 
 /// The operator's instance id, or the one made at the first start.
@@ -182,22 +200,30 @@ fn instance(config: &Config, state_dir: &Path) -> anyhow::Result<InstanceId> {
 }
 
 /// The URL that agents dial, whom they trust there, and how the listener proves itself.
-fn home(config: &Config, state_dir: &Path, bound: SocketAddr) -> anyhow::Result<(String, Trust, tls::LinkTls)> {
+fn home(
+    config: &Config,
+    state_dir: &Path,
+    bound: SocketAddr,
+) -> anyhow::Result<(String, Trust, tls::LinkTls)> {
     let url = config.link.url.clone().unwrap_or_else(|| format!("wss://{bound}/link"));
-    let trust = match &config.link.ca {
-        Some(path) => {
-            let pem = std::fs::read_to_string(path);
-            Trust::CaPem(pem.map_err(|error| anyhow!("link.ca: cannot read {}: {}", path.display(), in_words(&error)))?)
-        }
-        None => Trust::SystemRoots,
-    };
+    let trust =
+        match &config.link.ca {
+            Some(path) => {
+                let pem = std::fs::read_to_string(path);
+                Trust::CaPem(pem.map_err(|error| {
+                    anyhow!("link.ca: cannot read {}: {}", path.display(), in_words(&error))
+                })?)
+            }
+            None => Trust::SystemRoots,
+        };
     Ok(match &config.link.tls {
         LinkTls::PlainBehind(proxy) => (url, trust, tls::LinkTls::PlainBehind(proxy.clone())),
         LinkTls::Files { cert, key } => (url, trust, tls::LinkTls::Own(tls::load(cert, key)?)),
         LinkTls::OwnCa => {
             let host: ::http::Uri = url.parse().context("the link's URL")?;
             let own = tls::own_ca(state_dir, &[host.host().unwrap_or_default().to_owned()])?;
-            let ca = own.ca_pem().map(str::to_owned).context("the service's own authority has no certificate")?;
+            let ca =
+                own.ca_pem().map(str::to_owned).context("the service's own authority has no certificate")?;
             (url, Trust::CaPem(ca), tls::LinkTls::Own(own))
         }
     })
@@ -234,7 +260,8 @@ fn relay_url(bound: &TcpListener, hub: &Hub) -> anyhow::Result<String> {
 fn counted(home_end: &HomeEnd, arrivals: &Arc<Arrivals>) -> Metrics {
     let counted = Metrics::new();
     let (home_end, arrivals) = (home_end.clone(), Arc::clone(arrivals));
-    counted.gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
+    counted
+        .gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
     counted.gauge("ticket_replays", "Knocks with another key than the first, since the start", move || {
         i64::try_from(arrivals.replays()).unwrap_or(i64::MAX)
     });

@@ -34,7 +34,7 @@ const SHOWN_MAX_CHARS: usize = 80;
 pub struct FormError(#[from] tera::Error);
 
 /// What users are offered. Built once from config.
-pub struct Offer {
+pub(super) struct Offer {
     defaults: Defaults,
     presets: Vec<Preset>,
     sites: Vec<Site>,
@@ -44,7 +44,7 @@ pub struct Offer {
 
 impl Offer {
     /// Reads the template.
-    pub fn new(defaults: Defaults, presets: Vec<Preset>, sites: Vec<Site>) -> Result<Self, FormError> {
+    pub(super) fn new(defaults: Defaults, presets: Vec<Preset>, sites: Vec<Site>) -> Result<Self, FormError> {
         let mut templates = Tera::default();
         templates.add_raw_template(TEMPLATE, TEMPLATE_TEXT)?;
         let site_names = sites.iter().map(|site| site.name.clone()).collect();
@@ -121,7 +121,6 @@ impl Offer {
             site: verdict.site.clone(),
             title: verdict.title.clone(),
             fits: verdict.fits,
-            chosen: verdict.chosen,
             sentence: verdict.sentence.clone(),
             home: if scratch(&verdict.site) { "scratch" } else { "kept" },
         };
@@ -267,7 +266,6 @@ struct Row {
     site: String,
     title: String,
     fits: bool,
-    chosen: bool,
     sentence: String,
     home: &'static str,
 }
