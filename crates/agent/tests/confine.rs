@@ -1,5 +1,7 @@
 //! `glidepath-agent confine` does what its options say, to a real process. Needs root, as the backend that uses it does.
 
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
