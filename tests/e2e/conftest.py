@@ -28,6 +28,13 @@ def _open_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
         base.parent.chmod(0o711)
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """As pytest's own, but open as `_open_folders` says."""
+    tmp_path.chmod(0o711)
+    return tmp_path
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _names_below_localhost() -> Iterator[None]:
     """`*.localhost` is this machine, as browsers take it; the C library does not."""

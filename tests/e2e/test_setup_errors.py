@@ -15,6 +15,7 @@ import pytest
 
 import places
 from service import site
+from waiting import eventually
 
 
 def config_of(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -118,8 +119,6 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_made(tmp_path: Path, small_
         text=True,
     )
     try:
-        from waiting import eventually
-
         def up() -> bool:
             assert child.poll() is None, child.stdout and child.stdout.read()
             return (small_disk / "state" / "service.json").exists()
@@ -140,8 +139,6 @@ def test_a_second_service_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        from waiting import eventually
-
         eventually("the first is up", (tmp_path / "state" / "service.json").exists, 20)
         done = run(tmp_path, config, "serve")
         assert done.returncode == 1, told(done)
