@@ -8,10 +8,9 @@ import json
 import re
 import time
 import uuid
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import requests
 import websocket
@@ -47,22 +46,28 @@ class Person:
 
     def page(self, path: str, **more: Any) -> requests.Response:
         """Opens a page below the Hub's base URL, as a browser follows it."""
-        return self.session.get(self.house.url + path, timeout=60, **more)
+        return _utf8(self.session.get(self.house.url + path, timeout=60, **more))
 
     def form(self, server: str = "") -> str:
         """The spawn form, as HTML."""
-        reply = self.page(f"hub/spawn/{quote(self.name)}/{quote(server)}".rstrip("/"))
+        reply = self.page(self._spawn_path(server))
         assert reply.status_code == 200, reply.text
         return reply.text
 
     def choose(self, server: str = "", **fields: Any) -> requests.Response:
         """Sends the spawn form; the answer is the page that the browser shows then."""
-        path = f"hub/spawn/{quote(self.name)}/{quote(server)}".rstrip("/")
-        page = self.page(path)
-        data = {name: str(value) for name, value in fields.items()} | {"_xsrf": _xsrf(page.text)}
-        return self.session.post(
-            self.house.url + path, data=data, headers={"Referer": page.url}, timeout=60, allow_redirects=True
-        )
+        page = self.page(self._spawn_path(server))
+        action = re.search(r'<form[^>]*id="spawn_form"[^>]*action="([^"]*)"', page.text)
+        assert action, f"no spawn form on this page: {_text(page.text)[:500]}"
+        where = urljoin(page.url, html.unescape(action.group(1)))
+        data = {name: str(value) for name, value in fields.items()}
+        headers = {"Referer": page.url}
+        # A form with a field for files is sent in parts.
+        parts = {name: (None, value) for name, value in data.items()} or {"": (None, "")}
+        return _utf8(self.session.post(where, files=parts, headers=headers, timeout=60))
+
+    def _spawn_path(self, server: str) -> str:
+        return f"hub/spawn/{quote(self.name)}/{quote(server)}".rstrip("/")
 
     def progress(self, server: str = "", within_s: float = 60) -> list[dict[str, Any]]:
         """What the waiting page shows, until it is ready or failed."""
@@ -105,7 +110,7 @@ class Person:
 
     def lab(self, server: str = "") -> requests.Response:
         """Opens JupyterLab with the browser's cookies: Hub, OAuth, server."""
-        return self.session.get(self.url("lab", server), timeout=60)
+        return _utf8(self.session.get(self.url("lab", server), timeout=60))
 
     def upload(self, name: str, content: bytes, server: str = "") -> None:
         """As JupyterLab does it: in pieces."""
@@ -219,6 +224,12 @@ class Kernel:
         return self.output(self.send(code), within_s).strip()
 
 
+def _utf8(reply: requests.Response) -> requests.Response:
+    """The Hub's pages name their encoding inside, where requests does not look."""
+    reply.encoding = "utf-8"
+    return reply
+
+
 def _xsrf(page: str) -> str:
     found = re.search(r'name="_xsrf"\s+value="([^"]*)"', page)
     assert found, f"no form on this page: {_text(page)[:500]}"
@@ -232,9 +243,3 @@ def _text(page: str) -> str:
 
 
 text_of = _text
-
-
-def save(path: Path, content: bytes) -> None:
-    """For pictures and pages that a failing test leaves behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
