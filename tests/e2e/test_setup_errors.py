@@ -119,6 +119,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_made(tmp_path: Path, small_
         text=True,
     )
     try:
+
         def up() -> bool:
             assert child.poll() is None, child.stdout and child.stdout.read()
             return (small_disk / "state" / "service.json").exists()

@@ -89,11 +89,11 @@ def test_a_crate_without_a_floor_is_told(metadata: dict[str, Any]) -> None:
         ("proxy.rs", "use crate::{config::Config, spawn::Spawner};", "proxy and spawn meet only in arrivals"),
         ("proxy.rs", "use super::{config, spawn};", "proxy and spawn meet only in arrivals"),
         ("store/rows.rs", "fn a() { crate::http::answer() }", "store must not look up to http"),
-        ("spawn.rs", "use glidepath_backends::process::Process;", "only app names a concrete backend"),
+        ("spawn.rs", "use glidepath_backends::process::Process;", "only app and config name a concrete backend"),
         (
             "http/servers.rs",
             "use glidepath_api_types::spawner::StartBody;\nuse glidepath_domain::names::HubName;",
-            "only http/convert.rs sees wire and domain together",
+            "see wire and domain together",
         ),
         ("extras.rs", "use crate::config::Config;", "extras is no room"),
     ],

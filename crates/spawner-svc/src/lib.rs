@@ -8,8 +8,8 @@
 //! Hub's proxy ──► proxy (relay) ──────┘ finds the link by the service prefix
 //! ```
 //!
-//! Files, from the ground up: `config`; `seal`, `sites`, `arrivals`, `store`, `metrics`, `tls`; `spawn`, `proxy`
-//! (which meet only in `arrivals`); `http`; `app`; `main`. Only `app` names a concrete backend.
+//! Files, from the ground up: `clock`, `config`; `seal`, `sites`, `arrivals`, `store`, `tls`; `spawn`, `proxy` (which
+//! meet only in `arrivals`); `metrics`; `http`; `app`; `command`; `main`. Only `app` makes a concrete backend.
 
 pub mod app;
 pub mod arrivals;
