@@ -434,6 +434,7 @@ impl SpawnerTask {
     /// Drives all runs until told to stop; then lets go of them without ending any.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self { shared, mut arrived, resumed } = self;
+        let _let_go = shared.stop.clone().drop_guard(); // also when this future is dropped
         for (driver, effects) in resumed {
             shared.drive(driver, effects);
         }

@@ -1,1 +1,3 @@
-
+mod home;
+mod house;
+mod queue;

@@ -1,0 +1,324 @@
+//! Runs up to the moment when an agent dials: nothing here needs one.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use glidepath_domain::backend::{Backend as _, JobLabel, JobSpec};
+use glidepath_domain::names::RunId;
+use glidepath_domain::run::{EndReason, Life, State};
+use glidepath_domain::site::Limits;
+use glidepath_testkit::backend::FakeBackend;
+use glidepath_testkit::wait::{holds, until};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::house::{House, LONG, Plan, attempt, hub, key, order};
+use crate::spawn::StartError;
+
+#[tokio::test]
+async fn a_second_put_of_the_same_spawn_finds_the_same_run_and_submits_once() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let first = house.start("ada").await;
+    let again = house.start("ada").await;
+    assert_eq!(first.view.run, again.view.run);
+    assert!(again.adopted.is_none());
+    house.reaches("ada", State::Queued).await;
+    assert_eq!(backend.made_in_all(), 1);
+}
+
+#[tokio::test]
+async fn another_spawn_of_a_live_server_adopts_its_token() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let first = house.try_start("ada", "one").await.unwrap();
+    let other = house.try_start("ada", "two").await.unwrap();
+    assert_eq!(first.view.run, other.view.run);
+    assert_eq!(other.adopted.unwrap().expose_secret(), "token-of-one");
+    let house = house.crash().await;
+    let later = house.try_start("ada", "three").await.unwrap();
+    assert_eq!(later.adopted.unwrap().expose_secret(), "token-of-one", "also after a crash");
+}
+
+#[tokio::test]
+async fn a_late_repeat_of_a_spawn_that_ended_starts_nothing() {
+    let backend = FakeBackend::refusing("no account");
+    let house = House::with(&backend).await;
+    let first = house.start("ada").await;
+    house.reaches("ada", State::Ended).await;
+    let late = house.start("ada").await;
+    assert_eq!((late.view.run, late.view.state), (first.view.run, State::Ended));
+    let fresh = house.try_start("ada", "another").await.unwrap();
+    assert_ne!(fresh.view.run, first.view.run);
+}
+
+#[tokio::test]
+async fn many_puts_of_one_server_at_once_make_one_run() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let starts = (0..20).map(|n| house.spawner.start(order("ada", &format!("spawn-{n}"))));
+    let runs: Vec<RunId> =
+        futures_util::future::join_all(starts).await.into_iter().map(|s| s.unwrap().view.run).collect();
+    assert!(runs.iter().all(|run| *run == runs[0]));
+    house.reaches("ada", State::Queued).await;
+    assert_eq!(backend.made_in_all(), 1);
+}
+
+#[tokio::test]
+async fn the_place_in_the_queue_is_told() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    house.start("ada").await;
+    house.reaches("ada", State::Queued).await;
+    house.start("bob").await;
+    until(LONG, "bob is told his place", || async {
+        let view = house.view("bob");
+        view.queue_position == Some(2) && view.message.contains("number 2 in the queue")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_crash_in_the_queue_submits_nothing_twice() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let run = house.start("ada").await.view.run;
+    house.reaches("ada", State::Queued).await;
+    let house = house.crash().await;
+    assert_eq!(house.view("ada").state, State::Queued, "at once, from the store");
+    holds(Duration::from_millis(500), "it stays queued", || async {
+        house.view("ada").state == State::Queued
+    })
+    .await;
+    assert_eq!((house.view("ada").run, backend.made_in_all()), (run, 1));
+    house.stop("ada").await;
+    assert_eq!(house.reaches("ada", State::Ended).await.end.unwrap().reason, EndReason::Cancelled);
+}
+
+#[tokio::test]
+async fn a_crash_while_submitting_submits_the_same_attempt() {
+    let backend = FakeBackend::queueing();
+    backend.lose_submit_replies(1);
+    backend.slow(Duration::from_millis(200));
+    let house = House::with(&backend).await;
+    let run = house.start("ada").await.view.run;
+    assert_eq!(house.view("ada").state, State::Submitting);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let house = house.crash().await;
+    house.reaches("ada", State::Queued).await;
+    assert_eq!((backend.made(attempt(run, 1)), backend.made_in_all()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_lost_reply_makes_one_job() {
+    let backend = FakeBackend::queueing();
+    backend.lose_submit_replies(1);
+    let house = House::with(&backend).await;
+    let run = house.start("ada").await.view.run;
+    house.reaches("ada", State::Queued).await;
+    assert_eq!(backend.made(attempt(run, 1)), 1);
+}
+
+#[tokio::test]
+async fn a_crash_while_stopping_ends_the_run_and_leaves_no_job() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    house.start("ada").await;
+    house.reaches("ada", State::Queued).await;
+    backend.ignore_cancels(true);
+    house.stop("ada").await;
+    assert_eq!(house.view("ada").state, State::Stopping);
+    let house = house.crash().await;
+    backend.ignore_cancels(false);
+    house.reaches("ada", State::Ended).await;
+    until(LONG, "the job is gone", || async { backend.list().await.unwrap().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn a_silent_site_ends_no_queued_run() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    house.start("ada").await;
+    house.reaches("ada", State::Queued).await;
+    backend.silent(true);
+    until(LONG, "silence is told", || async { house.view("ada").message.contains("not answering") }).await;
+    holds(Duration::from_secs(1), "it stays", || async { house.view("ada").state == State::Queued }).await;
+    assert_ne!(house.view("ada").life, Life::Gone);
+    backend.silent(false);
+    until(LONG, "it is heard again", || async { !house.view("ada").message.contains("not answering") }).await;
+}
+
+#[tokio::test]
+async fn a_refusing_site_is_left_for_the_next_and_both_reasons_are_kept() {
+    let (here, far) = (FakeBackend::refusing("no account for you"), FakeBackend::queueing());
+    let house = House::build(Plan::with(&[("here", &here), ("far", &far)])).await;
+    let run = house.start("ada").await.view.run;
+    let view = house.reaches("ada", State::Queued).await;
+    assert_eq!((view.attempt, view.site.unwrap().as_str()), (Some(2), "far"));
+    assert_eq!((here.made_in_all(), far.made(attempt(run, 2))), (0, 1));
+    far.lose_job(attempt(run, 2));
+    let end = house.reaches("ada", State::Ended).await.end.unwrap();
+    assert!(end.message.contains("no account for you"), "{}", end.message);
+}
+
+#[tokio::test]
+async fn no_dial_home_within_the_deadline_tries_the_next_site_and_removes_the_first_job() {
+    let (here, far) = (FakeBackend::accepting(), FakeBackend::queueing());
+    let mut plan = Plan::with(&[("here", &here), ("far", &far)]);
+    plan.deadlines.dialling = Duration::from_millis(300);
+    let house = House::build(plan).await;
+    house.start("ada").await;
+    until(LONG, "it waits at the next site", || async {
+        let view = house.view("ada");
+        view.state == State::Queued && view.site.unwrap().as_str() == "far"
+    })
+    .await;
+    until(LONG, "the first job is removed", || async { here.list().await.unwrap().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn sixty_four_starts_at_once_do_not_overshoot_a_limit() {
+    let backend = FakeBackend::queueing();
+    let mut plan = Plan::with(&[("here", &backend)]);
+    plan.sites[0].2 = Limits { servers: Some(10), ..Limits::default() };
+    let house = House::build(plan).await;
+    let users: Vec<String> = (0..64).map(|n| format!("user{n}")).collect();
+    let starts = users.iter().map(|user| house.try_start(user, "s"));
+    let started = futures_util::future::join_all(starts).await;
+    let (yes, no): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
+    assert_eq!((yes.len(), no.len()), (10, 54));
+    assert!(no.iter().all(|no| matches!(no, Err(StartError::NoSite { .. }))));
+    until(LONG, "ten jobs", || async { backend.made_in_all() == 10 }).await;
+}
+
+#[tokio::test]
+async fn a_place_is_given_back_when_a_server_ends() {
+    let backend = FakeBackend::queueing();
+    let mut plan = Plan::with(&[("here", &backend)]);
+    plan.sites[0].2 = Limits { servers_per_user: Some(1), ..Limits::default() };
+    let house = House::build(plan).await;
+    let mut second = order("ada", "second");
+    second.request.key.server = "lab".parse().unwrap();
+    house.start("ada").await;
+    assert!(matches!(house.spawner.start(second.clone()).await, Err(StartError::NoSite { .. })));
+    house.stop("ada").await;
+    house.reaches("ada", State::Ended).await;
+    house.spawner.start(second).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hundred_and_fifty_waiting_servers_do_not_keep_the_next_from_a_free_site() {
+    let (here, far) = (FakeBackend::queueing(), FakeBackend::accepting());
+    let house = House::build(Plan::with(&[("here", &here), ("far", &far)])).await;
+    let to = |user: &str, site: &str| {
+        let mut order = order(user, "s");
+        order.request.site = Some(site.parse().unwrap());
+        order
+    };
+    let starts = (0..150).map(|n| house.spawner.start(to(&format!("user{n}"), "here")));
+    assert!(futures_util::future::join_all(starts).await.iter().all(Result::is_ok));
+    let begun = std::time::Instant::now();
+    house.spawner.start(to("ada", "far")).await.unwrap();
+    house.reaches("ada", State::Dialling).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    until(LONG, "all wait", || async {
+        house.spawner.list(&hub()).iter().filter(|view| view.state == State::Queued).count() == 150
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_late_cancel_of_an_older_run_touches_no_newer_one() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let old = house.start("ada").await.view.run;
+    house.stop("ada").await;
+    house.reaches("ada", State::Ended).await;
+    house.try_start("ada", "newer").await.unwrap();
+    assert!(house.spawner.stop(&key("ada"), Some(old), true).await.unwrap().is_none());
+    house.reaches("ada", State::Queued).await;
+}
+
+#[tokio::test]
+async fn a_start_while_the_last_run_stops_waits_for_its_end() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let old = house.start("ada").await.view.run;
+    house.reaches("ada", State::Queued).await;
+    backend.ignore_cancels(true);
+    house.stop("ada").await;
+    let (fresh, ()) = tokio::join!(house.try_start("ada", "fresh"), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        backend.ignore_cancels(false);
+    });
+    assert_ne!(fresh.unwrap().view.run, old);
+}
+
+#[tokio::test]
+async fn jobs_that_no_run_wants_are_removed_and_only_when_the_store_answers() {
+    let backend = FakeBackend::queueing();
+    let stray = attempt(RunId::from_parts(5, 5), 1);
+    let label = JobLabel { key: key("eve"), attempt: stray };
+    let resources = order("eve", "x").request.resources;
+    let spec = JobSpec { label, resources, dial_file: SecretString::from("{}"), grace_s: 1 };
+    backend.submit(&spec).await.unwrap();
+    let _house = House::with(&backend).await;
+    until(LONG, "the stray is cancelled", || async { !backend.cancels(stray).is_empty() }).await;
+}
+
+#[tokio::test]
+async fn events_tell_every_state_once_and_in_order_and_continue_after_an_id() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let mut live = house.spawner.events(&hub(), None);
+    let listening = async {
+        let mut told = Vec::new();
+        while told.last().is_none_or(|(_, state)| *state != State::Ended) {
+            let (id, view) = tokio::time::timeout(LONG, live.next()).await.unwrap().unwrap();
+            told.push((id, view.state));
+        }
+        told
+    };
+    let acting = async {
+        house.start("ada").await;
+        house.reaches("ada", State::Queued).await;
+        house.stop("ada").await;
+    };
+    let (told, ()) = tokio::join!(listening, acting);
+    assert!(told.is_sorted_by(|(a, x), (b, y)| a < b && x <= y), "{told:?}");
+    let mut missed = house.spawner.events(&hub(), Some(told[0].0));
+    let (id, view) = tokio::time::timeout(LONG, missed.next()).await.unwrap().unwrap();
+    assert_eq!((id, view.state), told[1]);
+    let house = house.crash().await;
+    let mut whole = house.spawner.events(&hub(), Some(u64::MAX));
+    let (_, view) = tokio::time::timeout(LONG, whole.next()).await.unwrap().unwrap();
+    assert_eq!(view.state, State::Ended, "an id from elsewhere: every server as it stands");
+    let mut other = house.spawner.events(&"other".parse().unwrap(), None);
+    assert!(tokio::time::timeout(Duration::from_millis(100), other.next()).await.is_err());
+}
+
+#[tokio::test]
+async fn homes_are_removed_only_when_no_server_of_the_user_lives() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    house.start("ada").await;
+    assert!(house.spawner.forget_home(&key("ada")).await.is_err());
+    house.stop("ada").await;
+    house.reaches("ada", State::Ended).await;
+    house.spawner.forget_home(&key("ada")).await.unwrap();
+    assert_eq!(backend.homes_deleted(), [key("ada")]);
+}
+
+#[tokio::test]
+async fn the_dial_file_holds_a_ticket_and_no_other_secret_and_the_order_goes_with_the_end() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let run = house.start("ada").await.view.run;
+    house.reaches("ada", State::Queued).await;
+    let spec = backend.spec(attempt(run, 1)).unwrap();
+    assert!(!spec.dial_file.expose_secret().contains("token-of"));
+    assert!(house.store.order(run).await.unwrap().is_some());
+    house.stop("ada").await;
+    house.reaches("ada", State::Ended).await;
+    assert!(house.store.order(run).await.unwrap().is_none());
+    assert!(house.dir().join("glidepath.db").exists());
+}
