@@ -131,7 +131,8 @@ impl Forward {
         let served = server::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS_WITHIN)
-            .max_buf_size(MAX_HEADER_BYTES)
+            .max_header_size(MAX_HEADER_BYTES)
+            .max_buf_size(2 * MAX_HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service)
             .await;
         if let Err(error) = served {
@@ -243,7 +244,7 @@ async fn carry(
     deadline: Instant,
 ) -> hyper::Result<Response<AnyBody>> {
     let mut builder = client::Builder::new();
-    builder.max_buf_size(MAX_HEADER_BYTES);
+    builder.max_header_size(MAX_HEADER_BYTES).max_buf_size(2 * MAX_HEADER_BYTES);
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
     let mut driven = Driven { connection: Some(Box::pin(connection)) };
     let response = {

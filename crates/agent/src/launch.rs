@@ -27,6 +27,8 @@ pub const NOTICE_VAR: &str = "GLIDEPATH_NOTICE_FILE";
 /// What the batch system says of the resources it gave; passed on to the server, where the order has none.
 const PASSED_ON: [&str; 4] =
     ["TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
+/// Labels beside [`ATTEMPT_VAR`] by which a backend finds the processes of its jobs.
+const LABELS: [&str; 2] = ["GLIDEPATH_KEY", "GLIDEPATH_MARK"];
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why an order cannot be followed. Told to home; names no secret.
@@ -127,6 +129,10 @@ pub fn prepare(order: LaunchOrder, place: &Place, hub_base: &str) -> Result<Laun
     }
     add_missing(&mut env, &account);
     env.insert(ATTEMPT_VAR.to_owned(), place.attempt.as_str().into());
+    for name in LABELS {
+        env.remove(name);
+        env.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value.into())));
+    }
     if let Some(path) = &place.notice_file {
         env.insert(NOTICE_VAR.to_owned(), path.to_string_lossy().as_ref().into());
     }

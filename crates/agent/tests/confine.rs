@@ -91,6 +91,19 @@ fn nothing_is_ever_started_as_root() {
 }
 
 #[test]
+fn who_takes_the_claim_runs_and_nobody_else() {
+    needs_root();
+    let folder = tempfile::tempdir().unwrap();
+    let claim = folder.path().join("claim");
+    std::fs::write(&claim, "").unwrap();
+    let options = ["--claim", claim.to_str().unwrap(), "--uid", "61234", "--gid", "61235"];
+    assert_eq!(confined(&options, "echo started"), "started\n");
+    let late = run(&options, "echo started");
+    assert_eq!((late.status.code(), late.stdout.len()), (Some(76), 0));
+    assert!(String::from_utf8_lossy(&late.stderr).contains("revoked"));
+}
+
+#[test]
 fn a_step_that_fails_is_named_and_nothing_is_started() {
     needs_root();
     let account = ["--uid", "61234", "--gid", "61235"];

@@ -241,7 +241,11 @@ impl Job {
         }
         let path = std::env::var("PATH").unwrap();
         let path = with.path_first.map_or(path.clone(), |first| format!("{}:{path}", first.display()));
-        command.env_clear().env("PATH", path).env("GLIDEPATH_ATTEMPT", label(folder.path()));
+        command
+            .env_clear()
+            .env("PATH", path)
+            .env("GLIDEPATH_ATTEMPT", label(folder.path()))
+            .env("GLIDEPATH_MARK", "the-mark");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         Job { agent: command.spawn().unwrap(), folder }
     }
