@@ -1,10 +1,33 @@
 //! The agent end: dials home, again and again, and keeps one link alive across it all.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
 
-use crate::link::Link;
+use crate::connect::{Established, Failed, Way};
+use crate::lane::{LaneEnd, LaneGuard, carry};
+use crate::link::{Link, LinkState, Session, now};
+use crate::proto::handshake::Refused;
+use crate::proto::mux::{Limits, Side};
+
+/// Lanes that a dialler may be asked to keep.
+const MAX_LANES: usize = 8;
+/// Dials at one time.
+const MAX_DIALS: usize = 4;
+/// A silence is young for so long: a dial every half second, each given up after two.
+const YOUNG: Duration = Duration::from_secs(90);
+const DIAL_EVERY: Duration = Duration::from_millis(500);
+const QUICK_DIAL: Duration = Duration::from_secs(2);
+/// After that: ever less often, each with more time.
+const SLOW_DIAL: Duration = Duration::from_secs(15);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Where home is, how to know it, and who we are.
 #[derive(Clone, Debug)]
@@ -21,8 +44,8 @@ pub struct DialConfig {
     pub proxy: ProxyEnv,
     /// Connections to keep open, 1 to 8.
     pub lanes: usize,
-    /// A lane that was idle this long is pinged; without an answer for twice as long a fresh one is dialled
-    /// beside it.
+    /// A lane that was idle this long is pinged, 0.1 to 55 s. When the answer is late (2.5 s, or four round trips)
+    /// a fresh lane is dialled beside it; silent for three times the heartbeat it is given up.
     pub heartbeat: Duration,
 }
 
@@ -72,7 +95,9 @@ impl std::fmt::Debug for ProxyEnv {
 impl ProxyEnv {
     /// Reads the environment of this process.
     pub fn from_env() -> Self {
-        let read = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+        let read = |names: [&str; 2]| {
+            names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+        };
         ProxyEnv {
             https_proxy: read(["https_proxy", "HTTPS_PROXY"]),
             http_proxy: read(["http_proxy", "HTTP_PROXY"]),
@@ -113,21 +138,261 @@ pub enum DialEnd {
 /// Keeps the link's lanes up. Nothing happens until it runs.
 #[derive(Debug)]
 pub struct Dialer {
-    config: DialConfig,
+    link: Link,
+    way: Arc<Way>,
+    lanes: usize,
 }
 
 /// Checks the config and makes a link that waits for its dialler to run.
 pub fn dialer(config: DialConfig) -> Result<(Link, Dialer), BadDial> {
-    let _ = Dialer { config };
-    Err(BadDial::Key)
+    if !(1..=MAX_LANES).contains(&config.lanes) {
+        return Err(BadDial::Limit(format!("lanes must be 1 to {MAX_LANES}")));
+    }
+    if config.heartbeat < Duration::from_millis(100) || config.heartbeat > Duration::from_secs(55) {
+        return Err(BadDial::Limit(
+            "the heartbeat must be 0.1 to 55 s: proxies close what is idle for 60 s".to_owned(),
+        ));
+    }
+    let way = Arc::new(Way::check(&config)?);
+    let link = Link::new(Side::Agent, Limits::default(), config.heartbeat);
+    Ok((link.clone(), Dialer { link, way, lanes: config.lanes }))
 }
 
 impl Dialer {
     /// Dials for ever; ends only when home refuses for good or either end closes the link. Dropping it drops
     /// the lanes.
     pub async fn run(self) -> DialEnd {
-        let _ = self.config;
-        std::future::ready(()).await;
-        DialEnd::Closed(String::new())
+        let mut work = Work {
+            state: self.link.watch(),
+            dialer: self,
+            dials: JoinSet::new(),
+            carried: JoinSet::new(),
+            pace: Pace::new(Instant::now()),
+            resume_for: Duration::from_secs(60),
+        };
+        let end = work.run().await;
+        work.leave(&end).await;
+        end
+    }
+}
+
+/// A dialler at work.
+struct Work {
+    dialer: Dialer,
+    state: watch::Receiver<LinkState>,
+    dials: JoinSet<(Arc<Session>, Result<Established, Failed>)>,
+    carried: JoinSet<LaneEnd>,
+    pace: Pace,
+    resume_for: Duration,
+}
+
+impl Work {
+    async fn run(&mut self) -> DialEnd {
+        loop {
+            if let LinkState::Closed { reason } = &*self.state.borrow_and_update() {
+                return DialEnd::Closed(reason.clone());
+            }
+            let link = &self.dialer.link;
+            let session = link.session();
+            if session.with(|core| core.ended().is_some()) {
+                link.renew(&session, rand::random());
+                continue;
+            }
+            let good = session.with(|core| core.good_lanes());
+            let now = Instant::now();
+            self.pace.note(good > 0, now);
+            if good >= self.dialer.lanes {
+                self.dials.abort_all();
+                self.dials.detach_all();
+            } else if now >= self.pace.next && self.dials.len() < MAX_DIALS {
+                self.dial(session);
+                continue;
+            }
+            let expires = self.expires();
+            let wait = if good >= self.dialer.lanes { None } else { Some(self.pace.next) };
+            tokio::select! {
+                Some(ended) = self.carried.join_next() => self.on_lane_end(ended),
+                Some(dialled) = self.dials.join_next() => {
+                    if let Ok((session, dialled)) = dialled
+                        && let Some(end) = self.on_dialled(session, dialled)
+                    {
+                        return end;
+                    }
+                }
+                changed = self.state.changed() => {
+                    if changed.is_err() {
+                        return DialEnd::Closed("the link is gone".to_owned());
+                    }
+                }
+                () = until(wait) => {}
+                () = until(expires) => self.expire(),
+            }
+        }
+    }
+
+    fn dial(&mut self, session: Arc<Session>) {
+        let limit = self.pace.dialled(Instant::now());
+        self.dialer.link.note_dial();
+        let way = Arc::clone(&self.dialer.way);
+        self.dials.spawn(async move {
+            let dialled = timeout(limit, way.dial(session.id)).await;
+            let late = || Err(Failed::Trouble(format!("home did not answer within {} s", limit.as_secs())));
+            (session, dialled.unwrap_or_else(|_| late()))
+        });
+    }
+
+    fn on_dialled(&mut self, session: Arc<Session>, dialled: Result<Established, Failed>) -> Option<DialEnd> {
+        let link = &self.dialer.link;
+        match dialled {
+            Ok(established) => self.on_established(&session, established),
+            Err(Failed::Refused(Refused { after: None, sentence })) => {
+                link.set_closed(&sentence);
+                return Some(DialEnd::Refused(sentence));
+            }
+            Err(Failed::Refused(Refused { after: Some(after), sentence })) => {
+                info!(reason = sentence, after_s = after.as_secs(), "home asks to come again later");
+                link.set_trouble(Some(sentence));
+                self.pace.stay_away(Instant::now(), after);
+                self.dials.abort_all();
+                self.dials.detach_all();
+            }
+            Err(Failed::Trouble(sentence)) => {
+                debug!(reason = sentence, "a dial came to nothing");
+                link.set_trouble(Some(sentence));
+            }
+        }
+        None
+    }
+
+    fn on_established(&mut self, session: &Session, established: Established) {
+        let Established { socket, welcome, about } = established;
+        let link = &self.dialer.link;
+        let mut current = link.session();
+        if current.id != session.id {
+            return;
+        }
+        match current.incarnation.load(Ordering::Acquire) {
+            0 => current.incarnation.store(welcome.incarnation, Ordering::Release),
+            known if known == welcome.incarnation => {}
+            _ => {
+                info!("home no longer knows the link's streams; they end");
+                // Under the same name: home knows its new end of the session by it.
+                link.renew(&current, current.id);
+                current = link.session();
+                current.incarnation.store(welcome.incarnation, Ordering::Release);
+            }
+        }
+        let Some(lane) = LaneGuard::add(Arc::clone(&current), welcome.lane) else { return };
+        current.with(|core| core.drop_silent_lanes(now()));
+        link.set_peer(about);
+        link.set_trouble(None);
+        self.resume_for = welcome.resume_for;
+        info!(lane = welcome.lane, "a lane is up");
+        self.carried.spawn(carry(socket, lane));
+    }
+
+    fn on_lane_end(&mut self, ended: Result<LaneEnd, JoinError>) {
+        match ended {
+            Ok(LaneEnd::Away) => {
+                info!("home goes away and asks to come again soon");
+                self.pace.soon(Instant::now());
+            }
+            Ok(LaneEnd::Lost(reason)) => {
+                info!(reason, "a lane was lost");
+                self.dialer.link.set_trouble(Some(reason));
+            }
+            Ok(LaneEnd::Broken(reason)) => {
+                warn!(reason, "the link's session is over");
+                self.dialer.link.set_trouble(Some(reason));
+                self.pace.stay_away(Instant::now(), Duration::from_secs(1));
+            }
+            Ok(LaneEnd::Left) => {}
+            Err(error) => warn!(%error, "a lane's task ended badly"),
+        }
+    }
+
+    /// When home has surely forgotten the session: its patience, and the time it may take to notice a cut.
+    fn expires(&self) -> Option<Instant> {
+        let session = self.dialer.link.session();
+        let bare_since = session.with(|core| if core.lanes_ever > 0 { core.bare_since() } else { None })?;
+        Some(Instant::from_std(bare_since) + self.resume_for + Duration::from_secs(15))
+    }
+
+    fn expire(&mut self) {
+        let reason = format!("the link was cut for more than {} s", self.resume_for.as_secs());
+        info!("{reason}; its streams end");
+        self.dialer.link.session().with(|core| core.end_quietly(false, &reason));
+    }
+
+    /// Lets lanes say their goodbye.
+    async fn leave(&mut self, end: &DialEnd) {
+        self.dials.shutdown().await;
+        if matches!(end, DialEnd::Closed(_)) {
+            let all = async { while self.carried.join_next().await.is_some() {} };
+            let _ = timeout(Duration::from_secs(3), all).await;
+        }
+        self.carried.shutdown().await;
+    }
+}
+
+/// When to dial: often while the silence is young, then ever less, and never before home allows it.
+#[derive(Debug)]
+struct Pace {
+    silent_since: Option<Instant>,
+    next: Instant,
+    not_before: Instant,
+    backoff: Duration,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Pace { silent_since: Some(now), next: now, not_before: now, backoff: FIRST_BACKOFF }
+    }
+
+    /// Whether a lane is good at this moment.
+    fn note(&mut self, good: bool, now: Instant) {
+        match (good, self.silent_since) {
+            (true, Some(_)) => {
+                self.silent_since = None;
+                self.backoff = FIRST_BACKOFF;
+            }
+            (false, None) => {
+                self.silent_since = Some(now);
+                self.backoff = FIRST_BACKOFF;
+                self.next = now.max(self.not_before);
+            }
+            _ => {}
+        }
+    }
+
+    /// A dial begins: plans the next one; says how long this one may take.
+    fn dialled(&mut self, now: Instant) -> Duration {
+        let young = self.silent_since.is_some_and(|since| now.saturating_duration_since(since) < YOUNG);
+        if young {
+            self.next = now + DIAL_EVERY.mul_f64(rand::random_range(0.8..1.2));
+            QUICK_DIAL
+        } else {
+            self.next = now + self.backoff.mul_f64(rand::random_range(0.5..1.0));
+            self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+            SLOW_DIAL
+        }
+    }
+
+    fn stay_away(&mut self, now: Instant, after: Duration) {
+        self.not_before = now + after.mul_f64(rand::random_range(1.0..1.3));
+        self.next = self.next.max(self.not_before);
+    }
+
+    /// Soon, but not all agents at one time.
+    fn soon(&mut self, now: Instant) {
+        self.not_before = now + Duration::from_millis(rand::random_range(100..1000));
+        self.next = self.not_before;
+    }
+}
+
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }

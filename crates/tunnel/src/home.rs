@@ -2,14 +2,30 @@
 //!
 //! In: connections after TLS. Out: links, to the gate. Not here: listening, TLS, who may come.
 
+use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::{WebSocketStream, tungstenite};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
 
-use crate::link::Link;
+use crate::lane::{LaneGuard, carry, websocket_config};
+use crate::link::{Link, PeerInfo, Session, lock, now};
+use crate::message::{BadMessage, receive, send};
+use crate::proto::frame::Broken;
+use crate::proto::handshake::{self, Challenge, Hello, Refused, Welcome};
+use crate::proto::mux::{Limits, Side};
+use crate::upgrade::{self, Asked};
 
 /// What the home end allows and how long it waits.
 #[derive(Clone, Debug)]
@@ -22,12 +38,17 @@ pub struct HomeConfig {
     pub max_handshakes: usize,
     /// One deadline over upgrade, handshake and the gate's answer.
     pub handshake_for: Duration,
-    /// A lane that was idle this long is pinged; without an answer for twice as long it is dropped.
+    /// A lane that was silent for half as long again is pinged; one that was silent three times as long is
+    /// dropped. Agents ping after their own heartbeat, so home rarely has to.
     pub heartbeat: Duration,
     /// Links at one time.
     pub max_links: usize,
     /// Lanes per link.
     pub max_lanes: usize,
+    /// What a dialler that comes too many hears in `Retry-After`; whole seconds, at least 1.
+    pub retry_after: Duration,
+    /// `host:port` under which agents know this home; an agent that was sent elsewhere is refused. Empty: any.
+    pub hosts: Vec<String>,
 }
 
 impl Default for HomeConfig {
@@ -35,11 +56,13 @@ impl Default for HomeConfig {
         HomeConfig {
             software: format!("glidepath-tunnel/{}", env!("CARGO_PKG_VERSION")),
             resume_for: Duration::from_secs(60),
-            max_handshakes: 64,
+            max_handshakes: 256,
             handshake_for: Duration::from_secs(10),
             heartbeat: Duration::from_secs(5),
             max_links: 20_000,
             max_lanes: 8,
+            retry_after: Duration::from_secs(1),
+            hosts: Vec::new(),
         }
     }
 }
@@ -70,7 +93,10 @@ pub struct Knock {
 
 impl std::fmt::Debug for Knock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Knock").field("software", &self.software).field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("Knock")
+            .field("software", &self.software)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,17 +124,70 @@ pub enum Refusal {
     },
 }
 
-/// The home end of all links. Cheap to clone; all clones are the same home.
+/// The home end of all links. Cheap to clone; all clones are the same home. When the last one goes, every link
+/// that is still there closes.
 #[derive(Clone)]
 pub struct HomeEnd {
+    home: Arc<Home>,
+    /// Ends with the last clone: the task that closes links whose agents stay away.
+    _sweeper: Arc<JoinSet<()>>,
+}
+
+struct Home {
+    config: HomeConfig,
     gate: Arc<dyn Gate>,
+    handshakes: Semaphore,
+    links: Mutex<HashMap<String, Entry>>,
+    leaving: CancellationToken,
+}
+
+/// One link of an admitted agent.
+struct Entry {
+    key: [u8; 32],
+    session: [u8; 16],
+    incarnation: u64,
+    next_lane: u64,
+    link: Link,
+}
+
+/// What a handshake ended in.
+enum Act {
+    Lane(LaneGuard),
+    Refused,
+}
+
+/// Why a connection came to nothing; for the log.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error("the connection broke")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Message(#[from] BadMessage),
+    #[error("the agent broke the protocol: {0}")]
+    Broken(#[from] Broken),
+    #[error("the link ended during the handshake")]
+    Ended,
+}
+
+impl std::fmt::Debug for HomeEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HomeEnd").field("links", &self.links()).finish_non_exhaustive()
+    }
 }
 
 impl HomeEnd {
     /// A home without links. Must be called inside a tokio runtime.
     pub fn new(config: HomeConfig, gate: Arc<dyn Gate>) -> Self {
-        let _ = config;
-        HomeEnd { gate }
+        let home = Arc::new(Home {
+            handshakes: Semaphore::new(config.max_handshakes),
+            config,
+            gate,
+            links: Mutex::new(HashMap::new()),
+            leaving: CancellationToken::new(),
+        });
+        let mut sweeper = JoinSet::new();
+        sweeper.spawn(sweep(Arc::downgrade(&home)));
+        HomeEnd { home, _sweeper: Arc::new(sweeper) }
     }
 
     /// Serves one connection, after TLS: upgrade, handshake, then the lane until its end. The caller's task
@@ -117,17 +196,255 @@ impl HomeEnd {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _ = (io, peer, &self.gate);
-        std::future::ready(()).await;
+        let handshake = timeout(self.home.config.handshake_for, self.home.handshake(io, peer));
+        let (socket, lane) = match handshake.await {
+            Ok(Ok(Some(established))) => established,
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => {
+                debug!(%peer, %error, "a connection came to nothing");
+                return;
+            }
+            Err(_) => {
+                debug!(%peer, "a handshake took too long");
+                return;
+            }
+        };
+        let id = lane.id;
+        let end = carry(socket, lane).await;
+        debug!(%peer, lane = id, ?end, "a lane ended");
     }
 
-    /// Drains: no further handshakes, every lane is closed with the request to come again soon.
+    /// Drains: no further handshakes, every agent is asked to come again soon. Links close when their lanes have
+    /// said so, at the latest 2 s later.
     pub fn shutdown(&self, reason: &str) {
-        let _ = reason;
+        self.home.leaving.cancel();
+        for entry in lock(&self.home.links).values() {
+            entry.link.session().with(|core| core.say_away(reason));
+        }
     }
 
     /// Links at this moment, cut ones included.
     pub fn links(&self) -> usize {
-        0
+        lock(&self.home.links).len()
+    }
+}
+
+impl Home {
+    async fn handshake<IO>(
+        &self,
+        mut io: IO,
+        peer: SocketAddr,
+    ) -> Result<Option<(WebSocketStream<IO>, LaneGuard)>, Failed>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let accept = match upgrade::read(&mut io).await? {
+            Asked::Link { accept } => accept,
+            Asked::Else { status, sentence } => {
+                upgrade::refuse(&mut io, status, "", sentence).await?;
+                return Ok(None);
+            }
+        };
+        // One permit from here to the verdict; the head of a request costs nothing worth limiting here.
+        let permit = self.handshakes.try_acquire();
+        if permit.is_err() || self.leaving.is_cancelled() {
+            let header = format!("Retry-After: {}\r\n", self.config.retry_after.as_secs().max(1));
+            let sentence = "this home takes no more links at this moment";
+            upgrade::refuse(&mut io, "503 Service Unavailable", &header, sentence).await?;
+            return Ok(None);
+        }
+        upgrade::accept(&mut io, &accept).await?;
+        let mut socket = WebSocketStream::from_raw_socket(
+            io,
+            tungstenite::protocol::Role::Server,
+            Some(websocket_config()),
+        )
+        .await;
+        match self.decide(&mut socket, peer).await? {
+            Act::Lane(lane) => Ok(Some((socket, lane))),
+            Act::Refused => {
+                let _ = socket.close(None).await;
+                // The agent closes first: what was said last must not be lost in a reset connection.
+                while let Some(Ok(_)) = socket.next().await {}
+                Ok(None)
+            }
+        }
+    }
+
+    async fn decide<IO>(&self, socket: &mut WebSocketStream<IO>, peer: SocketAddr) -> Result<Act, Failed>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let raw_hello = receive(socket).await?;
+        let hello = Hello::decode(&raw_hello)?;
+        let version = match handshake::choose_version(hello.versions) {
+            Ok(version) => version,
+            Err(refused) => return self.refuse(socket, peer, refused).await,
+        };
+        if !self.config.hosts.is_empty()
+            && !self.config.hosts.iter().any(|host| hello.home.eq_ignore_ascii_case(host))
+        {
+            let sentence = "the agent was sent to another home than this one".to_owned();
+            return self.refuse(socket, peer, Refused { after: None, sentence }).await;
+        }
+        let mut nonce = [0; 32];
+        SystemRandom::new().fill(&mut nonce).map_err(|_| io::Error::other("the system has no randomness"))?;
+        let challenge = Challenge {
+            version,
+            nonce,
+            software: self.config.software.clone(),
+            capabilities: handshake::CAPABILITIES.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let raw_challenge = challenge.encode();
+        send(socket, raw_challenge.clone()).await?;
+        let proof = receive(socket).await?;
+        if !handshake::verify(&hello.key, &raw_hello, &raw_challenge, &proof)? {
+            warn!(%peer, software = hello.software, "an agent could not prove that it holds its key");
+            let sentence = "the proof of the key is wrong".to_owned();
+            return self.refuse(socket, peer, Refused { after: None, sentence }).await;
+        }
+        let knock = Knock {
+            credential: hello.credential.clone(),
+            key: hello.key,
+            software: hello.software.clone(),
+            peer,
+        };
+        let admitted = match self.gate.admit(knock).await {
+            Ok(admitted) => admitted,
+            Err(Refusal::Final { sentence }) => {
+                return self.refuse(socket, peer, Refused { after: None, sentence }).await;
+            }
+            Err(Refusal::Later { sentence, after }) => {
+                return self.refuse(socket, peer, Refused { after: Some(after), sentence }).await;
+            }
+        };
+        let about =
+            PeerInfo { software: hello.software.clone(), version, capabilities: hello.capabilities.clone() };
+        let (welcome, session, fresh) = match self.place(&hello, &admitted, about) {
+            Ok(placed) => placed,
+            Err(refused) => return self.refuse(socket, peer, refused).await,
+        };
+        let lane = LaneGuard::add(session, welcome.lane).ok_or(Failed::Ended)?;
+        // Before the welcome: an agent that never hears it comes back to a link that is known.
+        if let Some(link) = fresh {
+            self.gate.linked(&admitted, link);
+        }
+        send(socket, welcome.encode()).await?;
+        debug!(%peer, identity = admitted.identity, lane = lane.id, "a lane is up");
+        Ok(Act::Lane(lane))
+    }
+
+    /// Finds the session that the agent speaks of, or begins one; a new one's link is handed out too.
+    fn place(
+        &self,
+        hello: &Hello,
+        admitted: &Admitted,
+        about: PeerInfo,
+    ) -> Result<(Welcome, Arc<Session>, Option<Link>), Refused> {
+        let mut links = lock(&self.links);
+        let known = links.get_mut(&admitted.identity).filter(|entry| {
+            entry.session == hello.session
+                && entry.key == hello.key
+                && entry.link.session().with(|c| c.ended().is_none())
+        });
+        let resume_for = self.config.resume_for;
+        if let Some(entry) = known {
+            let session = entry.link.session();
+            // A silent lane is one that the agent has given up: it makes room for this one.
+            let lanes = session.with(|core| {
+                core.drop_silent_lanes(now());
+                core.lane_count()
+            });
+            if lanes >= self.config.max_lanes {
+                let sentence = format!("a link has {} lanes at most", self.config.max_lanes);
+                return Err(Refused { after: Some(Duration::from_secs(5)), sentence });
+            }
+            entry.link.set_peer(about);
+            let lane = entry.next_lane;
+            entry.next_lane += 1;
+            return Ok((Welcome { incarnation: entry.incarnation, lane, resume_for }, session, None));
+        }
+        if links.len() >= self.config.max_links && !links.contains_key(&admitted.identity) {
+            let sentence = "this home has its most links already".to_owned();
+            return Err(Refused { after: Some(Duration::from_secs(30)), sentence });
+        }
+        let link = Link::new(Side::Home, Limits::default(), self.config.heartbeat);
+        link.set_peer(about);
+        let incarnation = rand::random::<u64>().max(1);
+        let entry =
+            Entry { key: hello.key, session: hello.session, incarnation, next_lane: 1, link: link.clone() };
+        if let Some(old) = links.insert(admitted.identity.clone(), entry) {
+            old.link.close("a newer link of the same agent took its place");
+        }
+        Ok((Welcome { incarnation, lane: 0, resume_for }, link.session(), Some(link)))
+    }
+
+    async fn refuse<IO>(
+        &self,
+        socket: &mut WebSocketStream<IO>,
+        peer: SocketAddr,
+        refused: Refused,
+    ) -> Result<Act, Failed>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        info!(%peer, for_good = refused.after.is_none(), reason = refused.sentence, "an agent was refused");
+        send(socket, refused.encode()).await?;
+        Ok(Act::Refused)
+    }
+
+    /// Closes links that had no lane for too long, and forgets closed ones.
+    fn tidy(&self) {
+        let now = now();
+        let mut over = Vec::new();
+        lock(&self.links).retain(|_, entry| {
+            let session = entry.link.session();
+            let (ended, bare_since) = session.with(|core| (core.ended().is_some(), core.bare_since()));
+            let away = bare_since.map(|since| now.saturating_duration_since(since));
+            if ended {
+                return false;
+            }
+            if self.leaving.is_cancelled() && away.is_some() {
+                over.push((entry.link.clone(), "home is going away".to_owned()));
+                return false;
+            }
+            if away.is_some_and(|away| away > self.config.resume_for) {
+                let reason =
+                    format!("the agent was away for more than {} s", self.config.resume_for.as_secs());
+                over.push((entry.link.clone(), reason));
+                return false;
+            }
+            true
+        });
+        for (link, reason) in over {
+            link.set_closed(&reason);
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        for entry in lock(&self.links).values() {
+            entry.link.set_closed("home is going away");
+        }
+    }
+}
+
+async fn sweep(home: Weak<Home>) {
+    loop {
+        let Some(strong) = home.upgrade() else { return };
+        strong.tidy();
+        let every = if strong.leaving.is_cancelled() {
+            Duration::from_millis(50)
+        } else {
+            Duration::from_millis(500)
+        };
+        let leaving = strong.leaving.clone();
+        drop(strong);
+        if leaving.is_cancelled() {
+            sleep(every).await;
+        } else {
+            let _ = timeout(every, leaving.cancelled()).await;
+        }
     }
 }

@@ -15,7 +15,14 @@
 //!
 //! Not here: who may dial (the caller's [`home::Gate`]), what a stream's bytes mean, jobs, users, Jupyter.
 
+mod connect;
 pub mod dial;
 pub mod home;
+mod lane;
 pub mod link;
+mod message;
+mod proto;
+mod proxy;
 pub mod stream;
+mod trust;
+mod upgrade;

@@ -1,0 +1,4 @@
+//! Two real ends over real sockets.
+
+mod carry;
+mod house;
