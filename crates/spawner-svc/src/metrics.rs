@@ -229,7 +229,13 @@ impl fmt::Debug for Read {
 impl Collector for Read {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut family = encoder.encode_descriptor(&self.name, &self.help, None, MetricType::Gauge)?;
-        for (labels, value) in (self.read)() {
+        let readings = (self.read)();
+        if let [(labels, value)] = readings.as_slice()
+            && labels.is_empty()
+        {
+            return ConstGauge::new(*value).encode(family);
+        }
+        for (labels, value) in readings {
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
