@@ -128,7 +128,7 @@ pub async fn cancels_kindly(bench: &mut dyn Bench) {
     bench.backend().cancel(&spec.label, CancelHow::Kindly).await.expect("cancel");
     until(bench, "the job has ended", async |bench| end(bench, &spec.label).await.is_some()).await;
     assert_eq!(end(bench, &spec.label).await.expect("an end").exit_code, Some(0), "its own end, not a kill");
-    assert_eq!(bench.processes(&spec.label).await, 0);
+    until(bench, "nothing is left", async |bench| bench.processes(&spec.label).await == 0).await;
 }
 
 /// A job that hears no kind request is ended without asking once its grace is over, also by a restarted service.
@@ -319,7 +319,9 @@ pub fn fresh_label(key: &ServerKey, unix_ms: u64, random: u128) -> JobLabel {
 async fn running(bench: &mut dyn Bench, manner: Manner) -> JobSpec {
     let spec = bench.spec(&key("ada"), manner, "s");
     bench.backend().submit(&spec).await.expect("submit");
-    let whole = async |bench: &dyn Bench| bench.processes(&spec.label).await > 1 && bench.starts(&spec.label).await == 1;
+    let whole = async |bench: &dyn Bench| {
+        bench.processes(&spec.label).await > 1 && bench.starts(&spec.label).await == 1
+    };
     until(bench, "the job runs", whole).await;
     spec
 }

@@ -183,6 +183,24 @@ impl ProcessConfig {
         told
     }
 
+    /// What this machine lacks for it at present, as key and sentence. Changes nothing.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<(String, String)> {
+        let mut told = Vec::new();
+        if let Some(namespace) = self.network_namespace.as_ref().filter(|namespace| !namespace.exists()) {
+            told.push(("network_namespace".to_owned(), format!("there is no network namespace {}", namespace.display())));
+        }
+        if let Some(there) = self.work_root.ancestors().find(|dir| dir.exists()) {
+            let writable = nix::unistd::access(there, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK);
+            if !there.is_dir() {
+                told.push(("work_root".to_owned(), format!("{} is no folder", there.display())));
+            } else if let Err(why) = writable {
+                told.push(("work_root".to_owned(), format!("cannot write in {}: {why}", there.display())));
+            }
+        }
+        told
+    }
+
     /// True when jobs run under other accounts than the service.
     pub(crate) fn switches_accounts(&self) -> bool {
         !matches!(self.accounts, Accounts::Shared { .. })

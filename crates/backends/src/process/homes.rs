@@ -48,16 +48,29 @@ impl HomeTemplate {
     /// The home of this user under this account.
     pub(crate) fn render(&self, key: &ServerKey, account: &Account) -> Result<PathBuf, BackendError> {
         match self {
-            Self::Path(template) => Ok(PathBuf::from(
-                template
-                    .replace("{hub}", &slug(key.hub.as_str()))
-                    .replace("{user}", &slug(key.user.as_str())),
-            )),
+            Self::Path(template) => Ok(fill_in(template, key)),
             Self::Account => account.home.clone().ok_or_else(|| {
                 BackendError::Refused(format!("the account {} has no home of its own", account.name))
             }),
         }
     }
+
+    /// The home of this user, if it is one that was made here.
+    pub(crate) fn removable(&self, key: &ServerKey) -> Result<PathBuf, BackendError> {
+        match self {
+            Self::Path(template) => Ok(fill_in(template, key)),
+            Self::Account => {
+                let why =
+                    format!("the home of {} is the account's own and is not removed from here", key.user);
+                Err(BackendError::Refused(why))
+            }
+        }
+    }
+}
+
+fn fill_in(template: &str, key: &ServerKey) -> PathBuf {
+    let (hub, user) = (slug(key.hub.as_str()), slug(key.user.as_str()));
+    PathBuf::from(template.replace("{hub}", &hub).replace("{user}", &user))
 }
 
 /// A name as one path component. Two names never give the same one.
@@ -109,18 +122,11 @@ pub(crate) fn ensure(template: &HomeTemplate, home: &Path, account: &Account) ->
     }
 }
 
-/// Removes the home for good. Follows no link, and succeeds when there is none.
-pub(crate) fn remove(template: &HomeTemplate, home: &Path) -> Result<(), BackendError> {
-    if *template == HomeTemplate::Account {
-        let why = format!("{} is the account's own home and is not removed from here", home.display());
-        return Err(BackendError::Refused(why));
-    }
-    match files::remove_tree(home) {
-        Ok(()) => Ok(()),
-        Err(why) => {
-            Err(BackendError::Unknown(format!("the home {} is not wholly removed: {why}", home.display())))
-        }
-    }
+/// Removes a home for good. Follows no link, and succeeds when there is none.
+pub(crate) fn remove(home: &Path) -> Result<(), BackendError> {
+    files::remove_tree(home).map_err(|why| {
+        BackendError::Unknown(format!("the home {} is not wholly removed: {why}", home.display()))
+    })
 }
 
 fn make(home: &Path, account: &Account) -> io::Result<()> {

@@ -144,7 +144,6 @@ impl Keeper {
                 self.start(job)?;
             }
         }
-        busy |= rule.delay_ms > 0 && jobs.iter().any(Record::is_queued);
         Ok(Tended { jobs, busy })
     }
 
@@ -172,7 +171,9 @@ impl Keeper {
         self.settle(&mut job)?;
         match job.phase.clone() {
             Phase::Queued | Phase::Starting { .. } => {
+                // Written or not done: a cancel that a full disk forgot would let the job start later.
                 job.cancel = Some(Cancel { since_uptime_s: self.uptime()?, now: true });
+                self.write(&job).map_err(|why| unknown("the cancel cannot be written down", &why))?;
                 self.settle(&mut job)?;
             }
             Phase::Running { agent } => self.cancel_running(&mut job, &agent, how)?,
@@ -271,15 +272,14 @@ impl Keeper {
 
     /// Removes a user's home, unless a server there may still use it.
     pub(crate) fn delete_home(&self, key: &ServerKey) -> Result<(), BackendError> {
-        let account = self.book.account(key)?;
-        let home = self.config.homes.render(key, &account)?;
+        let home = self.config.homes.removable(key)?;
         let _turn = self.turn()?;
         let used =
             self.read_jobs()?.iter().any(|job| job.home == home && !matches!(job.phase, Phase::Ended { .. }));
         if used {
             return Err(BackendError::Refused("a server of this user is still running here".to_owned()));
         }
-        homes::remove(&self.config.homes, &home)
+        homes::remove(&home)
     }
 
     /// Brings one job's record in line with the world. True while it is on its way to an end.
@@ -431,7 +431,8 @@ impl Keeper {
             let Some(attempt) = entry.file_name().to_str().and_then(|name| Attempt::parse(name).ok()) else {
                 continue;
             };
-            let record = Record::read(&entry.path()).map_err(trouble)?;
+            let record = Record::read(&entry.path())
+                .map_err(|why| unknown(&format!("the record of the job {attempt} cannot be read"), &why))?;
             if record.attempt != attempt {
                 return Err(BackendError::Unknown(format!(
                     "the folder of the job {attempt} holds another job"

@@ -17,7 +17,6 @@ const FILE: &str = "job.json";
 
 /// Everything about one job. The folder that holds it belongs to the service, so no job can change it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Record {
     pub(crate) key: ServerKey,
     pub(crate) attempt: Attempt,
@@ -39,7 +38,7 @@ pub(crate) struct Record {
 
 /// How far a job is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "phase", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "phase", rename_all = "snake_case")]
 pub(crate) enum Phase {
     /// Waits for its turn.
     Queued,
@@ -53,7 +52,6 @@ pub(crate) enum Phase {
 
 /// One process among all that ever had its number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct ProcessId {
     pub(crate) pid: i32,
     /// When it began, in ticks since the machine's start.
@@ -64,7 +62,6 @@ pub(crate) struct ProcessId {
 
 /// That somebody wants the end of the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Cancel {
     /// When, in seconds since the machine's start: no clock change makes the grace shorter.
     pub(crate) since_uptime_s: u64,

@@ -61,6 +61,7 @@ impl WorkRoot {
         let identity = identity(path).map_err(|why| format!("{shown}/id cannot be used: {why}"))?;
         clear_staging(&path.join("staging")).map_err(unusable)?;
         let agent = copy_agent(agent, &path.join("bin"))?;
+        remove_old_agents(path, &agent).map_err(unusable)?;
         Ok(Self { path: path.to_owned(), identity, agent, _lock: lock })
     }
 
@@ -205,6 +206,21 @@ fn copy_agent(agent: &Path, bin: &Path) -> Result<PathBuf, String> {
     Ok(copy)
 }
 
+/// Removes the agents of earlier services that no job here was made with.
+fn remove_old_agents(root: &Path, current: &Path) -> io::Result<()> {
+    let jobs = fs::read_dir(root.join("jobs"))?.flatten();
+    let mut used: Vec<PathBuf> =
+        jobs.filter_map(|job| Record::read(&job.path()).ok()).map(|job| job.agent).collect();
+    used.push(current.to_owned());
+    for entry in fs::read_dir(root.join("bin"))? {
+        let path = entry?.path();
+        if !used.contains(&path) {
+            files::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,5 +296,21 @@ mod tests {
         fs::write(&copy, "evil").unwrap();
         let again = WorkRoot::open(&root, &agent, false).unwrap().agent;
         assert_eq!((again == copy, fs::read(&copy).unwrap()), (true, fs::read(&agent).unwrap()));
+    }
+
+    #[test]
+    fn agents_stay_while_a_job_was_made_with_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, agent) = (folder.path().join("root"), agent(folder.path()));
+        let first = WorkRoot::open(&root, &agent, false).unwrap().agent;
+        let job = Record { agent: first.clone(), ..super::super::render::tests::record() };
+        fs::create_dir(root.join("jobs/one")).unwrap();
+        job.write(&root.join("jobs/one")).unwrap();
+        fs::write(&agent, "newer").unwrap();
+        let second = WorkRoot::open(&root, &agent, false).unwrap().agent;
+        assert!(first != second && first.exists());
+        fs::remove_dir_all(root.join("jobs/one")).unwrap();
+        WorkRoot::open(&root, &agent, false).unwrap();
+        assert!(!first.exists() && second.exists());
     }
 }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod own;
+mod real;
 
 use bench::ProcessBench;
 use glidepath_backends::contract;
