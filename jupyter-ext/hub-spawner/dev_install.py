@@ -19,20 +19,25 @@ glidepath = jupyterhub_glidepath.spawner:GlidepathSpawner
 
 
 def main() -> None:
-    source = Path(__file__).resolve().parent / "src"
     packages = Path(sysconfig.get_path("purelib"))
     if sys.prefix == sys.base_prefix:
         sys.exit("run this with the Python of a virtual environment")
+    write_info(packages)
+    source = Path(__file__).resolve().parent / "src"
+    (packages / f"{NAME}.pth").write_text(f"{source}\n")
+    print(f"jupyterhub-glidepath is {source} in {packages}")
+
+
+def write_info(packages: Path) -> None:
+    """Has whoever looks into this folder find the package's name, version and entry point."""
     info = packages / f"{NAME}-{VERSION}.dist-info"
     shutil.rmtree(info, ignore_errors=True)
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: jupyterhub-glidepath\nVersion: {VERSION}\n")
     (info / "INSTALLER").write_text("dev_install.py\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (packages / f"{NAME}.pth").write_text(f"{source}\n")
     record = [f"{info.name}/{name},," for name in ("METADATA", "INSTALLER", "entry_points.txt", "RECORD")]
     (info / "RECORD").write_text("\n".join([*record, f"{NAME}.pth,,", ""]))
-    print(f"jupyterhub-glidepath is {source} in {packages}")
 
 
 if __name__ == "__main__":

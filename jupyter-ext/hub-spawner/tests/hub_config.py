@@ -23,8 +23,13 @@ class NoProxy(Proxy):
 
 c = get_config()  # noqa: F821
 folder = os.environ["HUB_TEST_FOLDER"]
-c.JupyterHub.proxy_class = NoProxy
-c.JupyterHub.bind_url = "http://127.0.0.1:1"
+c.JupyterHub.bind_url = f"http://127.0.0.1:{os.environ['HUB_TEST_PUBLIC_PORT']}"
+if os.environ["HUB_TEST_PROXY"]:
+    c.ConfigurableHTTPProxy.command = [os.environ["HUB_TEST_PROXY"]]
+    c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{os.environ['HUB_TEST_PROXY_API_PORT']}"
+    c.ConfigurableHTTPProxy.pid_file = f"{folder}/proxy.pid"
+else:
+    c.JupyterHub.proxy_class = NoProxy
 c.JupyterHub.hub_bind_url = f"http://127.0.0.1:{os.environ['HUB_TEST_PORT']}"
 c.JupyterHub.db_url = f"sqlite:///{folder}/hub.sqlite"
 c.JupyterHub.cookie_secret_file = f"{folder}/cookie_secret"
@@ -44,13 +49,14 @@ c.Spawner.oauth_client_allowed_scopes = ["read:users:name!user"]
 if os.environ.get("HUB_TEST_CONFIGURE"):
     from jupyterhub_glidepath import configure
 
-    configure(c, page=False)
+    configure(c, page=bool(os.environ["HUB_TEST_PROXY"]), operators=["grace"])
 else:
     c.JupyterHub.spawner_class = "glidepath"
     c.JupyterHub.init_spawners_timeout = 1
 if os.environ.get("HUB_TEST_SERVICE"):
     c.GlidepathSpawner.service_url = os.environ["HUB_TEST_SERVICE"]
     c.GlidepathSpawner.secret_file = os.environ["HUB_TEST_SECRET"]
+c.DummyAuthenticator.password = "demo"
 c.GlidepathSpawner.state_dir = f"{folder}/state"
 c.GlidepathSpawner.http_timeout = 3
 c.GlidepathSpawner.outage_patience = 2

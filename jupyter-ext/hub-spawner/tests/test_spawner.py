@@ -131,7 +131,7 @@ async def test_wrong_options_are_refused_with_every_field(spawner, service):
     with pytest.raises(web.HTTPError) as raised:
         await spawner.start()
     assert raised.value.status_code == 400
-    assert_told(raised.value, "the options are wrong", "- cores: must be a number", reason="invalid")
+    assert_told(raised.value, "The options are wrong", "- cores: must be a number", reason="invalid")
     assert await spawner.poll() == 0, "the Hub must not stop what was never started"
 
 
@@ -180,7 +180,7 @@ async def test_a_server_that_ends_while_starting_is_told_with_its_last_lines(spa
     await service.end(KEY, message=f"it exited with code 3 {HTML}")
     with pytest.raises(web.HTTPError) as raised:
         await starting
-    assert_told(raised.value, "it exited with code 3", "| one", reason="exited")
+    assert_told(raised.value, "It exited with code 3", "| one", reason="exited")
     assert "&lt;img" in raised.value.jupyterhub_html_message
     assert await spawner.poll() == 3
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from jupyterhub_glidepath.refusal import LINE_MAX_CHARS, clean
+from jupyterhub_glidepath.refusal import LINE_MAX_CHARS, clean, sentence_case
 from jupyterhub_glidepath.wire import ServerView, Verdict
 
 #: Progress that only the Hub may pass: it says 100 when the server can be used.
@@ -37,14 +37,14 @@ def unreachable(silent_for_s: float) -> dict[str, Any]:
 def sentence(view: ServerView) -> str:
     """What goes on, with the site, the place in the queue and the predicted start when they are known."""
     said = clean(view.message, LINE_MAX_CHARS) or _STATES.get(view.state, "Working on it")
-    parts = [said.rstrip(" .")]
+    parts = [sentence_case(said.rstrip(" ."))]
     title = clean(view.site_title(), 100)
     if title and title.lower() not in said.lower() and (view.site or "").lower() not in said.lower():
         parts.append(f"at {title}")
     if view.state in _WAITING:
         if view.queue_position is not None and "queue" not in said.lower():
             parts.append(f"place {view.queue_position} in the queue")
-        if view.predicted_wait_s is not None and "expected" not in said.lower():
+        if view.predicted_wait_s is not None and not any(unit in said for unit in ("second", "minute", "hour", "day")):
             parts.append(f"expected to start in {in_words(view.predicted_wait_s)}")
     if view.life == "unknown" and view.state not in _BEFORE_LIFE and "not answering" not in said.lower():
         parts.append("not answering at the moment, which does not end it")

@@ -37,7 +37,7 @@ def refusal(
     log_message: str = "",
 ) -> web.HTTPError:
     """An exception to raise from ``start()``. ``points`` are shown as a list, ``lines`` as preformatted text."""
-    message = clean(message, MESSAGE_MAX_CHARS)
+    message = sentence_case(clean(message, MESSAGE_MAX_CHARS))
     points = [clean(point, LINE_MAX_CHARS) for point in points][:LINES_MAX]
     lines = [clean(line, LINE_MAX_CHARS) for line in list(lines)[-LINES_MAX:]]
     plain = "\n".join([message, *(f"- {point}" for point in points), *(f"| {line}" for line in lines)])
@@ -91,6 +91,11 @@ def clean(text: str, most: int) -> str:
     """Text from outside as a page may show it: without control characters, of bounded length."""
     kept = "".join(c for c in text[: most + 1] if c.isprintable() or c == "\n")
     return kept if len(kept) <= most else kept[: most - 1] + "…"
+
+
+def sentence_case(text: str) -> str:
+    """The service's sentences begin small, as they may stand within others."""
+    return text[:1].upper() + text[1:]
 
 
 def _label(reason: str) -> str:

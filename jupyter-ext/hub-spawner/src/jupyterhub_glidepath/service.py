@@ -30,7 +30,7 @@ from jupyterhub_glidepath.client import Client, Refused, Unreachable, read_secre
 from jupyterhub_glidepath.configure import OPERATE_SCOPE
 from jupyterhub_glidepath.keys import ServerKey
 from jupyterhub_glidepath.progress import in_words, sentence
-from jupyterhub_glidepath.refusal import clean
+from jupyterhub_glidepath.refusal import clean, sentence_case
 from jupyterhub_glidepath.waiting import is_set_within
 from jupyterhub_glidepath.wire import ServerView
 
@@ -126,22 +126,18 @@ class Handler(HubOAuthenticated, web.RequestHandler):
 
     async def shown(self) -> dict[str, Any]:
         """What the page shows: the servers that this user may see, or why none can be shown."""
+        name = self.current_user["name"]
+        everybody = self.is_operator and self.get_argument("all", "") == "1"
+        shown = {"operator": self.is_operator, "everybody": everybody, "unreachable": False, "left_out": 0}
         try:
             servers = await self.service[1].servers()
         except (Unreachable, Refused) as error:
             logging.getLogger("glidepath").warning("the page shows no servers: %s", error)
-            return {"servers": [], "unreachable": True, "left_out": 0, "operator": self.is_operator}
-        name, everybody = self.current_user["name"], self.is_operator and self.get_argument("all", "") == "1"
+            return shown | {"servers": [], "unreachable": True}
         mine = [view for view in servers if view.state != "none" and (everybody or view.user == name)]
         mine.sort(key=lambda view: (view.over, _reversed(view.since), view.user, view.server))
         cards = [self.card(view) for view in mine[:SHOWN_MAX]]
-        return {
-            "servers": cards,
-            "unreachable": False,
-            "left_out": max(0, len(mine) - SHOWN_MAX),
-            "operator": self.is_operator,
-            "everybody": everybody,
-        }
+        return shown | {"servers": cards, "left_out": max(0, len(mine) - SHOWN_MAX)}
 
     def server_link(self, view: ServerView) -> str:
         """Where the server is; with subdomains the Hub knows the way."""
@@ -166,7 +162,7 @@ class Handler(HubOAuthenticated, web.RequestHandler):
             "cpu": in_words(view.cpu_s) if view.cpu_s else "",
             "link": self.server_link(view),
             "end": end,
-            "end_message": clean(end.message, 400) if end else "",
+            "end_message": sentence_case(clean(end.message, 400)) if end else "",
             "how": _how(view) if end else "",
             "last_lines": [clean(line, 400) for line in end.last_lines[-20:]] if end else [],
             "verdicts": [
@@ -202,8 +198,7 @@ class ServerList(Handler):
 
     @web.authenticated
     async def get(self) -> None:
-        # The page brings its own token, so that the list it replaces keeps working forms.
-        self.render_page("list.html", told="", xsrf=clean(self.get_argument("_xsrf", ""), 500), **await self.shown())
+        self.render_page("list.html", told="", xsrf=self.xsrf_token.decode("ascii"), **await self.shown())
 
 
 class Cancel(Handler):
@@ -295,6 +290,7 @@ def make_app(prefix: str, where: Where) -> web.Application:
         cookie_secret=secrets.token_bytes(32),
         xsrf_cookies=True,
         log_function=lambda handler: None,
+        clients=shared["clients"],
     )
 
 
@@ -362,9 +358,8 @@ _TOLD = {
 async def _serve(where_file: Path) -> None:
     url = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
     prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
-    server = make_app(prefix, Where(where_file)).listen(
-        url.port or 80, url.hostname or "127.0.0.1", max_body_size=BODY_MAX_BYTES
-    )
+    app = make_app(prefix, Where(where_file))
+    server = app.listen(url.port or 80, url.hostname or "127.0.0.1", max_body_size=BODY_MAX_BYTES)
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
@@ -374,6 +369,8 @@ async def _serve(where_file: Path) -> None:
     if os.getppid() != parent:  # the Hub was killed, and with it whoever would tidy up
         shutil.rmtree(where_file.parent, ignore_errors=True)
     server.stop()
+    for client in app.settings["clients"].values():
+        await client.close()
 
 
 def main() -> None:
