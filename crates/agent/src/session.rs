@@ -221,10 +221,11 @@ impl Session {
         let forwarder = HubForwarder::bind(self.link.clone()).await;
         let forwarder =
             forwarder.map_err(|error| format!("binding the forwarder of the Hub's API: {error}"))?;
-        let launch =
+        let mut launch =
             launch::prepare(order, &self.place, &forwarder.base_url()).map_err(|error| error.to_string())?;
         let started = Server::start(&launch, &self.reaper, self.reporter.output());
         let server = started.map_err(|error| format!("starting the server's process: {error}"))?;
+        launch.env.clear(); // its secrets are the server's alone from here on
         self.events.tasks.spawn(named("hub", forwarder.run()));
         Ok((server, launch))
     }

@@ -6,7 +6,7 @@ use glidepath_api_types::agent::{GpuUsage, REPORT_EVERY_S, Usage};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::gpu::Gpus;
-use crate::processes::{Process, below, look, scan};
+use crate::processes::{Process, look, tree};
 use crate::reaper::Reaper;
 use crate::report::Reporter;
 
@@ -40,7 +40,7 @@ pub async fn run(reporter: Reporter, reaper: Reaper) {
 /// The tree below the agent, and the agent itself for the time of the children that it collected.
 fn processes() -> Vec<Process> {
     let me = nix::unistd::getpid().as_raw();
-    let mut found = below(&scan(), me);
+    let mut found = tree(me);
     found.extend(look(me).map(|agent| Process { resident_pages: 0, ..agent }));
     found
 }
