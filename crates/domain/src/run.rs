@@ -13,6 +13,8 @@
 //! on the order or the number of messages. Only the current attempt's messages count; an older one is fenced, and all
 //! that is heard of it serves to clean it up. An ended run stays in hand until each of its jobs is known to be gone.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{CancelHow, JobEnd, JobState};
@@ -161,8 +163,15 @@ struct Now {
     phase: Option<Phase>,
     lines: Vec<String>,
     answer: Option<Answer>,
-    cancel_asked: Option<(Moment, CancelHow)>,
-    forget_asked: Option<Moment>,
+    cancel_asked: Option<(Asked, CancelHow)>,
+    forget_asked: Option<Asked>,
+}
+
+/// When something was asked last, and how often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Asked {
+    at: Moment,
+    times: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -365,17 +374,29 @@ impl Run {
             .then_some(current.number)
     }
 
-    /// True while its site should be listed often: something starts, stops or is being cleaned up.
+    /// True while its site should be listed often: something starts, stops or is being cleaned up. What takes long
+    /// is looked at as seldom as what is calm.
     #[must_use]
-    pub fn is_moving(&self) -> bool {
-        let link_lost = self.current().is_some_and(|attempt| matches!(attempt.now.link, LinkNow::Down(_)));
+    pub fn is_moving(&self, now: Moment) -> bool {
         match self.state {
-            State::Ready => link_lost,
-            State::Ended => !self.is_settled(),
-            _ => true,
+            State::Ready => self.current().is_some_and(|attempt| match attempt.now.link {
+                LinkNow::Down(since) => now.since(since) < HURRY,
+                LinkNow::None | LinkNow::Up => false,
+            }),
+            State::Queued => now.since(self.since) < HURRY,
+            State::Ended => !self.is_settled() && now.since(self.since) < HURRY,
+            State::Requested
+            | State::Placed
+            | State::Submitting
+            | State::Dialling
+            | State::Starting
+            | State::Stopping => true,
         }
     }
 }
+
+/// How long a change is awaited eagerly.
+const HURRY: Duration = Duration::from_secs(60);
 
 impl Try {
     fn begin(number: u32, at: Choice, now: Moment) -> Self {

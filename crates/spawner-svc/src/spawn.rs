@@ -247,8 +247,11 @@ impl Spawner {
             stop: CancellationToken::new(),
         });
         for row in shared.store.last_runs().await?.iter().filter(|row| row.settled) {
-            let view = record::read_view(&row.view)?;
-            if let (Ok(record), Some(end)) = (Record::read(row), &view.end) {
+            let (Ok(view), Ok(record)) = (record::read_view(&row.view), Record::read(row)) else {
+                tracing::warn!(run = %row.run, server.key = row.server_key, "the end of a run cannot be read");
+                continue;
+            };
+            if let Some(end) = &view.end {
                 let state = RouteState::Ended { message: end.message.clone() };
                 let _ = shared.routes.put(&view.key.hub, &record.prefix, view.run, state); // it was checked once
             }
@@ -258,8 +261,15 @@ impl Spawner {
         }
         let mut resumed = Vec::new();
         for row in shared.store.unsettled().await? {
-            let mut record = Record::read(&row)?;
-            let view = record::read_view(&row.view)?;
+            let read = Record::read(&row).and_then(|record| Ok((record, record::read_view(&row.view)?)));
+            let (mut record, view) = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    // Its job is left alone: the store says that it is wanted.
+                    tracing::error!(run = %row.run, server.key = row.server_key, %error, "a run cannot be taken up");
+                    continue;
+                }
+            };
             let effects = record.run.resume(clock::now(), &shared.settings.deadlines);
             resumed.push((shared.open(record, view), effects));
         }

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use super::{
-    Answer, Deadlines, Effect, End, EndCause, EndReason, Job, LinkNow, Moment, Phase, Run, ServerEnd, State,
-    Stop, Submit, Try, words,
+    Answer, Asked, Deadlines, Effect, End, EndCause, EndReason, HURRY, Job, LinkNow, Moment, Phase, Run,
+    ServerEnd, State, Stop, Submit, Try, words,
 };
 use crate::backend::{CancelHow, JobEnd};
 
 /// How long an agent's last report may still be on its way when its job is seen to be over.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// The longest wait between two asks of the same thing.
+const ASK_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// Exit codes of an agent, as its job's end shows them.
 const AGENT_SERVER_ENDED: i32 = 0;
@@ -307,9 +310,12 @@ impl Run {
         }
         for attempt in self.tries.iter().filter(|attempt| !attempt.cleaned) {
             times.extend(attempt.silent_since.map(|since| since.after(words::quiet(deadlines))));
-            times.extend(attempt.now.cancel_asked.map(|(at, _)| at.after(repeat(deadlines))));
-            times.extend(attempt.now.forget_asked.map(|at| at.after(repeat(deadlines))));
-            times.push(self.since.after(deadlines.grace));
+            times.extend(attempt.now.cancel_asked.map(|(asked, _)| asked.again(deadlines)));
+            times.extend(attempt.now.forget_asked.map(|asked| asked.again(deadlines)));
+            if let LinkNow::Down(since) = attempt.now.link {
+                times.push(since.after(HURRY));
+            }
+            times.extend([deadlines.grace, HURRY].map(|wait| self.since.after(wait)));
             if let Job::Gone { at, .. } = attempt.job {
                 times.extend([at.after(SETTLE), at.after(deadlines.doubt)]);
             }
@@ -331,14 +337,15 @@ impl Try {
 
     /// Asks for the job's end: when it was not asked so before, or was long ago.
     fn cancel(&mut self, how: CancelHow, now: Moment, deadlines: &Deadlines, out: &mut Vec<Effect>) {
-        let again = match self.now.cancel_asked {
-            None => true,
-            Some((at, before)) => before != how || now >= at.after(repeat(deadlines)),
+        let asked = match self.now.cancel_asked {
+            Some((asked, before)) if before == how => match asked.once_more(now, deadlines) {
+                Some(asked) => asked,
+                None => return,
+            },
+            Some(_) | None => Asked { at: now, times: 1 },
         };
-        if again {
-            self.now.cancel_asked = Some((now, how));
-            out.push(Effect::Cancel(self.number, how));
-        }
+        self.now.cancel_asked = Some((asked, how));
+        out.push(Effect::Cancel(self.number, how));
     }
 
     /// Sees to it that nothing is left of a fenced attempt: link, job, what the batch system keeps.
@@ -357,11 +364,17 @@ impl Try {
         let gone = matches!(self.job, Job::Gone { .. });
         if !(gone && self.cancelled) {
             // Also when the job is gone: a killed agent leaves its server behind.
-            let late = self.now.cancel_asked.is_some_and(|(at, _)| now >= at.after(deadlines.grace));
+            let late = self.now.cancel_asked.is_some_and(|(asked, _)| now >= asked.at.after(deadlines.grace));
             let unkind = late || matches!(self.now.cancel_asked, Some((_, CancelHow::Now)));
             self.cancel(if unkind { CancelHow::Now } else { CancelHow::Kindly }, now, deadlines, out);
-        } else if self.now.forget_asked.is_none_or(|at| now >= at.after(repeat(deadlines))) {
-            self.now.forget_asked = Some(now);
+            return;
+        }
+        let asked = match self.now.forget_asked {
+            None => Some(Asked { at: now, times: 1 }),
+            Some(asked) => asked.once_more(now, deadlines),
+        };
+        if let Some(asked) = asked {
+            self.now.forget_asked = Some(asked);
             out.push(Effect::Forget(self.number));
         }
     }
@@ -444,6 +457,18 @@ impl Try {
 
     fn with_lines(&self, end: End) -> End {
         End { last_lines: self.now.lines.clone(), ..end }
+    }
+}
+
+impl Asked {
+    /// When it may be asked again: later each time.
+    fn again(self, deadlines: &Deadlines) -> Moment {
+        let wait = repeat(deadlines).saturating_mul(1 << self.times.min(8));
+        self.at.after(wait.min(ASK_AT_LEAST_EVERY))
+    }
+
+    fn once_more(self, now: Moment, deadlines: &Deadlines) -> Option<Self> {
+        (now >= self.again(deadlines)).then(|| Self { at: now, times: self.times.saturating_add(1) })
     }
 }
 

@@ -163,8 +163,8 @@ impl Book {
     ) -> bool {
         let mut wakes = false;
         if let Some(active) = self.active.get_mut(&view.run) {
-            if site.is_none() || active.place.as_ref().map(|place| &place.site) != site {
-                active.place = site.map(|site| Place { site: site.clone(), since: Instant::now() });
+            if site.is_none() {
+                active.place = None; // one at another site is taken by `take_place`, within that site's limits
             }
             wakes = moving && (!active.moving || active.watched != watched);
             (active.watched, active.moving) = (watched, moving);

@@ -265,7 +265,7 @@ impl Driver {
         let before = self.views.borrow().clone();
         let told = view_without_usage(&view) != view_without_usage(&before);
         let hard = !effects.is_empty() || view.state != before.state || view.life != before.life;
-        let hard = hard || self.written.is_empty() || !self.stops.is_empty();
+        let hard = hard || self.written.is_empty() || !self.stops.is_empty() || self.record.run.is_settled();
         let soft_due = self.soft.is_some_and(|due| Instant::now() >= due);
         if hard || soft_due {
             self.write_down(&view, told, &effects).await;
@@ -310,7 +310,8 @@ impl Driver {
         let left = run.tries.iter().filter(|attempt| !attempt.cleaned);
         let watched: Vec<(u32, SiteName)> =
             left.map(|attempt| (attempt.number, attempt.at.site.clone())).collect();
-        let wakes = self.shared.book().update(&view, self.record.site(), watched, run.is_moving());
+        let wakes =
+            self.shared.book().update(&view, self.record.site(), watched, run.is_moving(clock::now()));
         let changed = **self.views.borrow() != *view;
         if changed {
             self.views.send_replace(view);

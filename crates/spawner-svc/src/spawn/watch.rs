@@ -20,6 +20,8 @@ use crate::sites::{SiteSetup, jittered};
 
 /// One bulk query.
 const LIST_WITHIN: Duration = Duration::from_secs(60);
+/// A site that did not answer so often in a row is asked at the slow pace.
+const HAMMER_AT_MOST: u32 = 5;
 /// One cancel or forget of a job that nobody wants.
 const REMOVE_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks for such jobs where nothing runs.
@@ -31,17 +33,19 @@ const KINDLY_FOR: Duration = Duration::from_secs(30);
 pub(super) async fn site(shared: Arc<Shared>, setup: SiteSetup) {
     let mut changes = shared.changes.subscribe();
     let mut orphans = HashMap::new();
+    let mut unheard = 0_u32;
     loop {
-        look(&shared, &setup, &mut orphans).await;
+        let heard = look(&shared, &setup, &mut orphans).await;
+        unheard = if heard { 0 } else { unheard.saturating_add(1) };
         let looked = Instant::now();
         let (slow, idle) = (jittered(shared.settings.list_slow), jittered(IDLE));
         loop {
             let _ = changes.borrow_and_update();
             let watched = shared.book().watched(&setup.site.name);
             let every = match (watched.moving, watched.attempts.is_empty()) {
-                (true, _) => shared.settings.list_fast,
-                (false, false) => slow,
-                (false, true) => idle,
+                (true, _) if unheard < HAMMER_AT_MOST => shared.settings.list_fast,
+                (_, false) => slow,
+                (_, true) => idle,
             };
             tokio::select! {
                 () = tokio::time::sleep_until(looked + every) => break,
@@ -51,13 +55,20 @@ pub(super) async fn site(shared: Arc<Shared>, setup: SiteSetup) {
     }
 }
 
-async fn look(shared: &Shared, setup: &SiteSetup, orphans: &mut HashMap<Attempt, Instant>) {
+/// Lists once and tells everybody. False when the site did not answer.
+async fn look(shared: &Shared, setup: &SiteSetup, orphans: &mut HashMap<Attempt, Instant>) -> bool {
     let watched = shared.book().watched(&setup.site.name).attempts;
     let asked = clock::now();
     let listed = match timeout(LIST_WITHIN, setup.backend.list()).await {
         Ok(Ok(jobs)) => jobs,
-        Ok(Err(error)) => return silent(setup, &watched, &error.to_string()),
-        Err(_) => return silent(setup, &watched, "no answer in time"),
+        Ok(Err(error)) => {
+            silent(setup, &watched, &error.to_string());
+            return false;
+        }
+        Err(_) => {
+            silent(setup, &watched, "no answer in time");
+            return false;
+        }
     };
     let mut seen: HashMap<Attempt, JobSeen> =
         listed.into_iter().map(|job| (job.label.attempt, job)).collect();
@@ -70,6 +81,7 @@ async fn look(shared: &Shared, setup: &SiteSetup, orphans: &mut HashMap<Attempt,
         tell(door, message);
     }
     remove_orphans(shared, setup, seen, orphans).await;
+    true
 }
 
 fn silent(setup: &SiteSetup, watched: &[(Attempt, Door)], why: &str) {

@@ -240,6 +240,16 @@ async fn a_database_of_a_newer_version_is_refused_in_a_sentence() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_told_in_a_sentence() {
+    let house = House::new().await;
+    let options = SqliteConnectOptions::new().filename(house.dir.path().join("glidepath.db"));
+    let mut connection = options.pragma("max_page_count", "1").connect().await.unwrap();
+    let much = "INSERT INTO events (hub, run, view) VALUES ('main', 'x', hex(zeroblob(1000000)))";
+    let error = sqlx::query(much).execute(&mut connection).await.unwrap_err();
+    assert!(failed("written", &error).to_string().contains("the disk is full"), "{error}");
+}
+
+#[tokio::test]
 async fn a_damaged_database_is_told_in_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("glidepath.db"), "this is no database, it is a poem of some length")

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use glidepath_api_types::agent::{EndCause, Phase};
-use glidepath_domain::backend::{Backend as _, JobEnd};
+use glidepath_domain::backend::{Backend as _, JobEnd, JobState, ServerAddress};
 use glidepath_domain::run::{EndReason, State};
+use glidepath_domain::site::Reach;
 use glidepath_testkit::backend::FakeBackend;
 use glidepath_testkit::wait::{holds, until};
 use glidepath_tunnel::dial::DialEnd;
@@ -166,6 +167,33 @@ async fn a_crashed_service_shows_a_ready_run_at_once_and_routes_it_when_its_agen
     until(LONG, "it is well", || async { house.view("ada").message.contains("runs at") }).await;
     assert_eq!(backend.made_in_all(), 1);
     assert!((&mut agent.end).now_or_never().is_none(), "its agent dials on");
+}
+
+#[tokio::test]
+async fn a_direct_server_is_reached_by_its_address_also_before_its_agent_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            super::house::answer(stream, 200).await;
+        }
+    });
+    let backend = FakeBackend::accepting();
+    let mut plan = Plan::with(&[("here", &backend)]);
+    plan.reach = Reach::Direct;
+    let house = House::build(plan).await;
+    let run = house.start("ada").await.view.run;
+    house.reaches("ada", State::Dialling).await;
+    let uid = nix::unistd::getuid().as_raw();
+    let direct = Some(ServerAddress::Unix { path, uid });
+    backend.set_state(attempt(run, 1), JobState::Running { direct });
+    let agent = Agent::of(&backend, attempt(run, 1), Server::Mute);
+    house.reaches("ada", State::Ready).await;
+    drop(agent);
+    let house = house.crash().await;
+    until(LONG, "it is routed without its agent", || async { is_routed(&house) }).await;
 }
 
 #[tokio::test]

@@ -24,7 +24,9 @@ use glidepath_tunnel::home::{Gate, HomeConfig, HomeEnd};
 use glidepath_tunnel::link::{Incoming, Link};
 use glidepath_tunnel::stream::Stream;
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,7 @@ impl AgentStreams for NoStreams {
 pub(super) struct Plan {
     pub(super) sites: Vec<(&'static str, FakeBackend, Limits)>,
     pub(super) deadlines: Deadlines,
+    pub(super) reach: Reach,
 }
 
 impl Plan {
@@ -62,7 +65,7 @@ impl Plan {
             doubt: s(30),
             grace: Duration::from_millis(400),
         };
-        Self { sites: sites.collect(), deadlines }
+        Self { sites: sites.collect(), deadlines, reach: Reach::Tunnel }
     }
 }
 
@@ -105,7 +108,8 @@ impl House {
                 lanes.spawn(async move { home.serve(io, peer).await });
             }
         });
-        let setups = plan.sites.iter().map(|(name, backend, limits)| setup(name, backend, limits.clone()));
+        let setups =
+            plan.sites.iter().map(|(name, backend, limits)| setup(name, backend, limits.clone(), plan.reach));
         let pace = Pace { snapshot_every: Duration::from_millis(200), ..Pace::default() };
         let sites = Sites::new(setups.collect(), pace);
         for setup in sites.setups() {
@@ -169,13 +173,13 @@ impl House {
     }
 }
 
-fn setup(name: &str, backend: &FakeBackend, limits: Limits) -> SiteSetup {
+fn setup(name: &str, backend: &FakeBackend, limits: Limits, reach: Reach) -> SiteSetup {
     SiteSetup {
         site: Site {
             name: SiteName::parse(name).unwrap(),
             title: name.to_owned(),
             labels: BTreeMap::new(),
-            reach: Reach::Tunnel,
+            reach,
             limits,
             archs: vec![],
             gpus: vec![],
@@ -234,7 +238,7 @@ pub(super) enum Server {
 
 /// An agent: a real dialler, a server made of one answer.
 pub(super) struct Agent {
-    pub(super) link: Link,
+    _link: Link,
     said: tokio::sync::mpsc::Sender<FromAgent>,
     pub(super) orders: tokio::sync::mpsc::Receiver<LaunchOrder>,
     pub(super) end: tokio::sync::oneshot::Receiver<DialEnd>,
@@ -287,7 +291,7 @@ impl Agent {
                 }
             }
         });
-        Self { link, said, orders, end, _tasks: tasks }
+        Self { _link: link, said, orders, end, _tasks: tasks }
     }
 
     pub(super) async fn reports(&self, phase: Phase, last_lines: &[&str]) {
@@ -342,7 +346,7 @@ impl Talk {
     }
 }
 
-async fn answer(mut stream: Stream, status: u16) {
+pub(super) async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(mut stream: IO, status: u16) {
     let mut seen = Vec::new();
     let mut chunk = [0; 4096];
     while !seen.windows(4).any(|window| window == b"\r\n\r\n") {

@@ -297,6 +297,38 @@ async fn events_tell_every_state_once_and_in_order_and_continue_after_an_id() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_over_and_cleaned_up_is_settled_in_the_store() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let run = house.start("ada").await.view.run;
+    house.reaches("ada", State::Queued).await;
+    house.stop("ada").await;
+    house.reaches("ada", State::Ended).await;
+    until(LONG, "it is settled", || async { house.store.unsettled().await.unwrap().is_empty() }).await;
+    assert_eq!(house.store.is_wanted(attempt(run, 1)).await.unwrap(), Some(false));
+    assert_eq!(backend.forgets(attempt(run, 1)), 1);
+    let house = house.crash().await;
+    assert_eq!(house.view("ada").end.unwrap().reason, EndReason::Cancelled, "its last end is kept");
+}
+
+#[tokio::test]
+async fn the_next_site_is_tried_within_its_limits_only() {
+    let (here, far) = (FakeBackend::refusing("no account"), FakeBackend::queueing());
+    let mut plan = Plan::with(&[("here", &here), ("far", &far)]);
+    plan.sites[1].2 = Limits { servers: Some(1), ..Limits::default() };
+    let house = House::build(plan).await;
+    let users = ["ada", "bob", "eve"];
+    futures_util::future::join_all(users.iter().map(|user| house.start(user))).await;
+    until(LONG, "one waits and two ended", || async {
+        let states: Vec<State> = users.iter().map(|user| house.view(user).state).collect();
+        let count = |wanted| states.iter().filter(|state| **state == wanted).count();
+        count(State::Queued) == 1 && count(State::Ended) == 2
+    })
+    .await;
+    assert_eq!(far.made_in_all(), 1);
+}
+
+#[tokio::test]
 async fn homes_are_removed_only_when_no_server_of_the_user_lives() {
     let backend = FakeBackend::queueing();
     let house = House::with(&backend).await;
