@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use glidepath_svc_kit::telemetry;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{BackendConfig, Config, surroundings};
+use crate::config::{Config, surroundings};
 use crate::{app, http};
 
 /// Starts users' servers at sites, and keeps the way to them.
@@ -61,11 +61,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn check(shown: &str, config: &Config) -> ExitCode {
-    for site in &config.sites {
-        let BackendConfig::Process(process) = &site.backend;
-        for warning in process.warnings() {
-            say(&format!("warning: site {:?}: {warning}\n", site.site.name.as_str()));
-        }
+    for warning in surroundings::warnings(config).iter() {
+        say(&format!("warning: {}: {}\n", warning.key, warning.message));
     }
     let problems = surroundings::look(config);
     if problems.is_empty() {

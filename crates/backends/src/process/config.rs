@@ -188,10 +188,14 @@ impl ProcessConfig {
     pub fn lacks(&self) -> Vec<(String, String)> {
         let mut told = Vec::new();
         if let Some(namespace) = self.network_namespace.as_ref().filter(|namespace| !namespace.exists()) {
-            told.push(("network_namespace".to_owned(), format!("there is no network namespace {}", namespace.display())));
+            told.push((
+                "network_namespace".to_owned(),
+                format!("there is no network namespace {}", namespace.display()),
+            ));
         }
         if let Some(there) = self.work_root.ancestors().find(|dir| dir.exists()) {
-            let writable = nix::unistd::access(there, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK);
+            let writable =
+                nix::unistd::access(there, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK);
             if !there.is_dir() {
                 told.push(("work_root".to_owned(), format!("{} is no folder", there.display())));
             } else if let Err(why) = writable {

@@ -7,10 +7,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use glidepath_svc_kit::files::in_words;
+use glidepath_svc_kit::files::{LockError, in_words, lock};
 use glidepath_svc_kit::problems::Problems;
 
-use super::{Config, LinkTls};
+use super::{BackendConfig, Config, LinkTls};
 
 /// Everything about this machine that would keep the service from starting.
 #[must_use]
@@ -20,6 +20,49 @@ pub fn look(config: &Config) -> Problems {
     for (arch, path) in &config.agents {
         problems.keep(&format!("agent.{arch}"), executable(path));
     }
+    if !in_use(&config.state_dir) {
+        ports(config, &mut problems);
+    }
+    link(config, &mut problems);
+    for site in &config.sites {
+        let BackendConfig::Process(process) = &site.backend;
+        for (key, lack) in process.lacks() {
+            problems.add(format!("site {:?}.process.{key}", site.site.name.as_str()), lack);
+        }
+    }
+    problems
+}
+
+/// What an operator should know although nothing is wrong, by key.
+#[must_use]
+pub fn warnings(config: &Config) -> Problems {
+    let mut told = Problems::default();
+    for site in &config.sites {
+        let BackendConfig::Process(process) = &site.backend;
+        for warning in process.warnings() {
+            told.add(format!("site {:?}", site.site.name.as_str()), warning);
+        }
+    }
+    let kinds: Vec<&str> =
+        config.sites.iter().flat_map(|site| site.site.gpus.iter().map(|gpu| gpu.kind.as_str())).collect();
+    for preset in &config.presets {
+        if let Some(kind) = preset.resources.gpus.kind.as_deref().filter(|kind| !kinds.contains(kind)) {
+            told.add(
+                format!("presets {:?}", preset.name),
+                format!("asks for {kind} GPUs, which no site has"),
+            );
+        }
+    }
+    told
+}
+
+/// True while a service with this state folder runs: then the ports are its own.
+fn in_use(state_dir: &Path) -> bool {
+    let path = state_dir.join("lock");
+    path.exists() && matches!(lock(&path), Err(LockError::Held { .. }))
+}
+
+fn ports(config: &Config, problems: &mut Problems) {
     let own = [("api", config.listen.api), ("link", config.listen.link), ("metrics", config.listen.metrics)];
     for (name, address) in own {
         problems.keep(&format!("listen.{name}"), bindable(address));
@@ -27,8 +70,6 @@ pub fn look(config: &Config) -> Problems {
     for hub in &config.hubs {
         problems.keep(&format!("hub {:?}.relay", hub.name.as_str()), bindable(hub.relay));
     }
-    link(config, &mut problems);
-    problems
 }
 
 /// The folder, or the nearest one above it, must take files.

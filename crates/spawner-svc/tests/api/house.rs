@@ -19,16 +19,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes longer.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A service with two Hubs, `main` and `second`, and two sites, `here` and `far`.
-pub struct House {
+pub(crate) struct House {
     /// Where everything listens.
-    pub attach: Attach,
+    pub(crate) attach: Attach,
     /// The batch systems, by site.
-    pub backends: BTreeMap<String, FakeBackend>,
+    pub(crate) backends: BTreeMap<String, FakeBackend>,
     /// The state folder.
-    pub dir: TempDir,
+    pub(crate) dir: TempDir,
     stop: CancellationToken,
     served: Option<JoinHandle<anyhow::Result<()>>>,
     client: reqwest::Client,
@@ -36,20 +36,20 @@ pub struct House {
 
 /// An answer, whole.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub media: String,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) media: String,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn json<T: serde::de::DeserializeOwned>(&self) -> T {
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
     /// The problem that it must be.
-    pub fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         assert_eq!(self.media, "application/problem+json", "{self:?}");
         let problem: Problem = self.json();
         assert_eq!(problem.status, self.status.as_u16());
@@ -57,14 +57,14 @@ impl Answer {
         problem
     }
 
-    pub fn fields(&self) -> Vec<String> {
+    pub(crate) fn fields(&self) -> Vec<String> {
         let mut fields: Vec<String> = self.problem().problems.into_iter().map(|p| p.field).collect();
         fields.sort();
         fields
     }
 }
 
-pub fn secret(hub: &str) -> String {
+pub(crate) fn secret(hub: &str) -> String {
     format!("the-random-secret-of-{hub}-0123456789")
 }
 
@@ -85,7 +85,7 @@ fn config_text(state_dir: &Path) -> String {
 }
 
 impl House {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::in_folder(tempfile::tempdir().unwrap(), None).await
     }
 
@@ -120,7 +120,7 @@ impl House {
     }
 
     /// Ends the service kindly; the folder and the batch systems stay.
-    pub async fn close(mut self) -> (TempDir, BTreeMap<String, FakeBackend>) {
+    pub(crate) async fn close(mut self) -> (TempDir, BTreeMap<String, FakeBackend>) {
         self.stop.cancel();
         let served = self.served.take().unwrap();
         tokio::time::timeout(SOON, served).await.expect("it ends").unwrap().expect("it ends well");
@@ -128,15 +128,15 @@ impl House {
     }
 
     /// The service anew, in the same folder and with the same batch systems.
-    pub async fn again(dir: TempDir, backends: BTreeMap<String, FakeBackend>) -> Self {
+    pub(crate) async fn again(dir: TempDir, backends: BTreeMap<String, FakeBackend>) -> Self {
         Self::in_folder(dir, Some(backends)).await
     }
 
-    pub fn server(&self, hub: &str, user: &str, name: &str) -> String {
+    pub(crate) fn server(&self, hub: &str, user: &str, name: &str) -> String {
         format!("/v1/hubs/{hub}/servers/{hub}.{user}.{name}")
     }
 
-    pub async fn ask(&self, method: Method, path: &str, hub: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn ask(&self, method: Method, path: &str, hub: &str, body: Option<Value>) -> Answer {
         let request =
             self.client.request(method, format!("{}{path}", self.attach.api)).bearer_auth(secret(hub));
         let request = match body {
@@ -146,7 +146,7 @@ impl House {
         answer(request).await
     }
 
-    pub async fn raw(
+    pub(crate) async fn raw(
         &self,
         method: Method,
         path: &str,
@@ -160,20 +160,20 @@ impl House {
         answer(request).await
     }
 
-    pub async fn observe(&self, path: &str) -> Answer {
+    pub(crate) async fn observe(&self, path: &str) -> Answer {
         answer(self.client.get(format!("{}{path}", self.attach.metrics))).await
     }
 
-    pub async fn start(&self, user: &str, options: Value) -> Answer {
+    pub(crate) async fn start(&self, user: &str, options: Value) -> Answer {
         let body = start_body("spawn-1", user, options);
         self.ask(Method::PUT, &self.server("main", user, ""), "main", Some(body)).await
     }
 
-    pub async fn view(&self, user: &str) -> ServerView {
+    pub(crate) async fn view(&self, user: &str) -> ServerView {
         self.ask(Method::GET, &self.server("main", user, ""), "main", None).await.json()
     }
 
-    pub async fn until(&self, user: &str, state: StateName) -> ServerView {
+    pub(crate) async fn until(&self, user: &str, state: StateName) -> ServerView {
         until_some(SOON, &format!("{user}'s server is {state:?}"), || async {
             Some(self.view(user).await).filter(|view| view.state == state)
         })
@@ -181,7 +181,7 @@ impl House {
     }
 
     /// An event stream, as the client reads it.
-    pub async fn events(&self, path: &str, hub: &str, after: Option<u64>) -> Stream {
+    pub(crate) async fn events(&self, path: &str, hub: &str, after: Option<u64>) -> Stream {
         let mut request = self.client.get(format!("{}{path}", self.attach.api)).bearer_auth(secret(hub));
         if let Some(after) = after {
             request = request.header("Last-Event-ID", after.to_string());
@@ -193,7 +193,7 @@ impl House {
     }
 }
 
-pub fn start_body(spawn_id: &str, user: &str, options: Value) -> Value {
+pub(crate) fn start_body(spawn_id: &str, user: &str, options: Value) -> Value {
     json!({
         "spawn_id": spawn_id,
         "groups": ["staff"],
@@ -229,14 +229,14 @@ fn keep(
 }
 
 /// Server-sent events.
-pub struct Stream {
+pub(crate) struct Stream {
     response: reqwest::Response,
     buffer: String,
 }
 
 impl Stream {
     /// The next block, as `(field, value)` lines.
-    pub async fn block(&mut self) -> Vec<(String, String)> {
+    pub(crate) async fn block(&mut self) -> Vec<(String, String)> {
         loop {
             if let Some((block, rest)) = self.buffer.split_once("\n\n") {
                 let lines = block.lines().map(|line| {
@@ -254,7 +254,7 @@ impl Stream {
     }
 
     /// The next event of a server: its id and the server.
-    pub async fn event(&mut self) -> (u64, ServerView) {
+    pub(crate) async fn event(&mut self) -> (u64, ServerView) {
         loop {
             let block: BTreeMap<String, String> = self.block().await.into_iter().collect();
             if let Some(data) = block.get("data") {
@@ -265,7 +265,7 @@ impl Stream {
     }
 
     /// True when the other end closes it in time.
-    pub async fn ends(mut self) -> bool {
+    pub(crate) async fn ends(mut self) -> bool {
         let end = async { while let Ok(Some(_)) = self.response.chunk().await {} };
         tokio::time::timeout(SOON, end).await.is_ok()
     }
