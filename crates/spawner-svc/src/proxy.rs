@@ -6,6 +6,7 @@
 
 mod body;
 mod bucket;
+mod client;
 mod headers;
 pub mod hub_forward;
 pub mod link;

@@ -374,3 +374,6 @@ fn write_private(path: &Path, content: &str) -> Result<(), TlsError> {
 fn file_error(act: &'static str, path: &Path, source: io::Error) -> TlsError {
     TlsError::File { act, path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests;

@@ -266,3 +266,6 @@ fn climbs_above(raw_path: &str, depth: usize) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,25 @@
-//! The body of the relay's response: the server's, frame by frame, or the relay's own words.
+//! The body of the relay's response: the server's, frame by frame, or the relay's own words. And what becomes of a
+//! request's body that nobody wants.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 use crate::arrivals::upstream::Lease;
+
+/// What is read of a refused request's body, so that its sender hears the refusal instead of a reset.
+const REFUSED_BODY_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long that may take.
+const REFUSED_BODY_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) enum RelayBody {
     /// The relay's own words.
@@ -83,4 +92,18 @@ impl Body for RelayBody {
             Self::Through(through) => through.body.size_hint(),
         }
     }
+}
+
+/// Reads a bounded part of a body that nobody wants.
+pub(super) async fn drain(body: &mut Incoming) {
+    let read = async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > REFUSED_BODY_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = timeout(REFUSED_BODY_WAIT, read).await; // what comes later is cut off
 }

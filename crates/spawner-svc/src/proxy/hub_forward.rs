@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::body::drain;
 use super::bucket::{Bucket, Rate};
 use super::headers::{strip_hop_by_hop, upgrade_wanted};
 use super::refusal::Refusal;
@@ -250,24 +251,28 @@ async fn call(
 ) -> Result<Response<Bytes>, Refusal> {
     let (parts, body) = request.into_parts();
     let _turn = turns.wait().await?;
-    let body = Limited::new(body, REQUEST_MAX_BYTES).collect().await.map_err(|error| {
-        let too_long = error.downcast_ref::<LengthLimitError>().is_some();
-        let status = if too_long { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
-        refusal(
-            status,
-            if too_long { "the call's body is longer than 1 MiB" } else { "the call's body broke off" },
-        )
-    })?;
+    let body = whole(body).await?;
     let mut headers = parts.headers;
     strip_hop_by_hop(&mut headers);
     strip_claims(&mut headers);
     let mut call = hub.client.request(parts.method, url).headers(headers);
-    let body = body.to_bytes();
     if !body.is_empty() {
         call = call.body(body);
     }
     let reply = call.send().await.map_err(|error| no_reply(hub, &error))?;
     read(hub, reply).await
+}
+
+async fn whole(mut body: Incoming) -> Result<Bytes, Refusal> {
+    let error = match Limited::new(&mut body, REQUEST_MAX_BYTES).collect().await {
+        Ok(body) => return Ok(body.to_bytes()),
+        Err(error) => error,
+    };
+    if error.downcast_ref::<LengthLimitError>().is_none() {
+        return Err(refusal(StatusCode::BAD_REQUEST, "the call's body broke off"));
+    }
+    drain(&mut body).await;
+    Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "the call's body is longer than 1 MiB"))
 }
 
 /// What a job may not tell the Hub: who forwarded it, which host it means, browser state. The length is counted anew.

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::pass::Switch;
+use super::client::Client;
 use super::sockets;
 use crate::arrivals::routes::Routes;
 
@@ -100,24 +101,27 @@ async fn serve(
         let visit = Arc::clone(&visit);
         async move { Ok::<_, Infallible>(pass::answer(visit, request).await) }
     });
-    let mut connection = http().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let client = Client::new(stream);
+    let mut connection = http().serve_connection(TokioIo::new(client.clone()), service).with_upgrades();
     let ended = tokio::select! {
         ended = &mut connection => ended,
+        () = client.gone() => return,
         () = stop.cancelled() => {
             std::pin::Pin::new(&mut connection).graceful_shutdown();
-            (&mut connection).await
+            tokio::select! {
+                ended = &mut connection => ended,
+                () = client.gone() => return,
+            }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(hub = %visit.relay.hub, %error, "a connection of the Hub's proxy ended early");
-        if visit.broke.load(Ordering::Relaxed)
-            && let Some(parts) = connection.into_parts()
-        {
-            reset_at_close(&parts.io.into_inner());
+        if visit.broke.load(Ordering::Relaxed) {
+            client.reset_at_close();
         }
         return;
     }
-    drop((connection, busy));
+    drop((connection, client, busy));
     let switch = visit.switch.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(switch) = switch {
         switch.join().await;
@@ -133,11 +137,4 @@ fn http() -> http1::Builder {
         .header_read_timeout(HEAD_WAIT)
         .max_header_size(HEAD_MAX_BYTES);
     builder
-}
-
-/// Lets the close that follows be a reset: a response without length that broke off would look complete otherwise.
-fn reset_at_close(stream: &TcpStream) {
-    if let Err(error) = stream.set_zero_linger() {
-        tracing::debug!(%error, "a broken-off response ends as an ordinary close");
-    }
 }

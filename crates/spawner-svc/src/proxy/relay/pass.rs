@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{LINK_WAIT, Relay, Visit};
 use crate::arrivals::routes::Found;
 use crate::arrivals::upstream::{ConnectError, Exchange, Lease, OutBody, SendError, Upstream, told};
-use crate::proxy::body::RelayBody;
+use crate::proxy::body::{RelayBody, drain};
 use crate::proxy::headers::{has_token, strip_hop_by_hop, upgrade_wanted};
 use crate::proxy::refusal::Refusal;
 
@@ -33,20 +33,14 @@ const SWITCH_WAIT: Duration = Duration::from_secs(10);
 /// Buffer of each direction of an upgraded connection.
 const SWITCH_BUFFER_BYTES: usize = 16 * 1024;
 
-/// What is read of a refused request's body, so that its sender hears the refusal instead of a reset.
-const REFUSED_BODY_BYTES: usize = 1024 * 1024;
-
-/// How long that may take.
-const REFUSED_BODY_WAIT: Duration = Duration::from_secs(2);
-
 /// Answers one request: with the server's response, or with a refusal.
 pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Response<RelayBody> {
     let asked_with = request.headers().clone();
     match pass(&visit, request).await {
         Ok(response) => response,
         Err((refusal, unread)) => {
-            if let Some(body) = unread {
-                drain(body).await;
+            if let Some(mut body) = unread {
+                drain(&mut body).await;
             }
             refusal.response(&asked_with).map(|text| RelayBody::Own(Full::new(text)))
         }
@@ -270,18 +264,4 @@ impl Switch {
             tracing::debug!(%error, "an upgraded connection broke");
         }
     }
-}
-
-/// Reads a bounded part of a body that nobody wants.
-async fn drain(mut body: Incoming) {
-    let read = async {
-        let mut seen = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            seen += frame.data_ref().map_or(0, Bytes::len);
-            if seen > REFUSED_BODY_BYTES {
-                break;
-            }
-        }
-    };
-    let _ = timeout(REFUSED_BODY_WAIT, read).await;
 }

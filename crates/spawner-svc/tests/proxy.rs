@@ -1,0 +1,19 @@
+//! The relay, the link listener and the Hub API's way home, over real sockets and a real tunnel.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails, also in its scaffolding")]
+
+#[path = "proxy/house.rs"]
+mod house;
+#[path = "proxy/server.rs"]
+mod server;
+
+#[path = "proxy/edges.rs"]
+mod edges;
+#[path = "proxy/failures.rs"]
+mod failures;
+#[path = "proxy/hub_calls.rs"]
+mod hub_calls;
+#[path = "proxy/knocking.rs"]
+mod knocking;
+#[path = "proxy/passing.rs"]
+mod passing;
