@@ -72,12 +72,12 @@ fn try_open(parent: &Path, root_id: &str) -> Result<Cgroups, String> {
             .into_iter()
             .map(|found| Hierarchy { base: found.base.join(&below).join("glidepath").join(root_id), ..found })
             .collect();
-        match hierarchies.iter().try_for_each(prepare) {
-            Ok(()) => return Ok(Cgroups { hierarchies }),
-            Err(why) => {
-                reasons.push(why.to_string());
-                Cgroups { hierarchies }.tidy();
-            }
+        let tried = hierarchies.iter().try_for_each(prepare);
+        let cgroups = Cgroups { hierarchies };
+        cgroups.tidy();
+        match tried {
+            Ok(()) => return Ok(cgroups),
+            Err(why) => reasons.push(why.to_string()),
         }
     }
     if reasons.is_empty() {
@@ -149,7 +149,7 @@ impl Cgroups {
     pub(crate) fn make(&self, attempt: Attempt, resources: &Resources, processes_max: u32) -> io::Result<()> {
         for hierarchy in &self.hierarchies {
             let group = hierarchy.base.join(attempt.to_string());
-            fs::create_dir_all(&group)?;
+            make_group(hierarchy, &group)?;
             for limit in limits(hierarchy, resources, processes_max) {
                 let written = fs::write(group.join(limit.file), &limit.value);
                 match written {
@@ -191,17 +191,31 @@ impl Cgroups {
         for group in self.groups(attempt) {
             remove_group(&group)?;
         }
+        self.tidy();
         Ok(())
     }
 
-    /// Removes what no job of this root needs, if it is empty.
-    pub(crate) fn tidy(&self) {
+    /// Removes what no job needs: the root's group and the one above, if they are empty.
+    fn tidy(&self) {
         for hierarchy in &self.hierarchies {
             for group in hierarchy.base.ancestors().take(2) {
                 let _ = fs::remove_dir(group);
             }
         }
     }
+}
+
+/// Another backend may tidy the groups above away in between, so it is tried again.
+fn make_group(hierarchy: &Hierarchy, group: &Path) -> io::Result<()> {
+    const TRIES: usize = 5;
+    let mut made = Ok(());
+    for _ in 0..TRIES {
+        made = prepare(hierarchy).and_then(|()| fs::create_dir_all(group));
+        if made.is_ok() {
+            break;
+        }
+    }
+    made
 }
 
 /// Removes a group with those that the job made inside it. Plain files cannot be removed and go with their group.

@@ -95,17 +95,14 @@ impl Drop for ProcessBench {
     fn drop(&mut self) {
         self.backend = None;
         let root = self.root();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-                continue;
-            };
-            let home = format!("HOME={}", root.display());
-            let ours = fs::read(entry.path().join("environ")).is_ok_and(|environ| {
-                environ.split(|byte| *byte == 0).any(|one| one.starts_with(home.as_bytes()))
+        for _ in 0..100 {
+            let free = fs::File::open(root.join("lock")).is_ok_and(|file| {
+                nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
             });
-            if ours {
-                kill(pid, nix::sys::signal::Signal::SIGKILL);
+            if kill_below(&root) == 0 && free {
+                break;
             }
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         let Ok(text) = fs::read_to_string(root.join("id")) else { return };
         let id: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -122,6 +119,23 @@ impl Drop for ProcessBench {
             let _ = fs::remove_dir(group.parent().unwrap());
         }
     }
+}
+
+/// Kills every process whose home is below this folder; says how many there were.
+fn kill_below(root: &Path) -> usize {
+    let home = format!("HOME={}", root.display());
+    let mut found = 0;
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environ.split(|byte| *byte == 0).any(|one| one.starts_with(home.as_bytes())) {
+            kill(pid, nix::sys::signal::Signal::SIGKILL);
+            found += 1;
+        }
+    }
+    found
 }
 
 pub(crate) fn config(root: &Path, agent: &Path, extra: &str) -> ProcessConfig {
