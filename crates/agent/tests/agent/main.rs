@@ -7,3 +7,4 @@ mod homes;
 mod house;
 mod hub;
 mod launch;
+mod real;
