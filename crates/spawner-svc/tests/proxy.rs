@@ -7,6 +7,8 @@ mod house;
 #[path = "proxy/server.rs"]
 mod server;
 
+#[path = "proxy/cuts.rs"]
+mod cuts;
 #[path = "proxy/edges.rs"]
 mod edges;
 #[path = "proxy/failures.rs"]

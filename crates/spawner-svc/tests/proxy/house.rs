@@ -15,6 +15,7 @@ use glidepath_spawner::tls::LinkTls;
 use glidepath_tunnel::dial::{DialConfig, Trust, dialer};
 use glidepath_tunnel::home::{Admitted, Gate, HomeConfig, HomeEnd, Knock, Refusal};
 use glidepath_tunnel::link::{Incoming, Link};
+use glidepath_testkit::chaos::Proxy;
 use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -201,15 +202,29 @@ pub(crate) async fn linked() -> (Link, Link) {
 
 /// The same, with the address that the agent dialled and the switch that ends the listener.
 pub(crate) async fn linked_with(config: HomeConfig) -> ((Link, Link), SocketAddr, CancellationToken) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (gate, mut arrived) = OpenGate::new();
-    let stop = CancellationToken::new();
-    let home = HomeEnd::new(config, gate);
-    leave(link::run(listener, LinkTls::PlainBehind("nobody".into()), home, stop.clone()));
+    let (address, mut arrived, stop) = door(config).await;
     let agent = dial(&format!("ws://{address}/link"), Trust::SystemRoots);
     let home = timeout(SOON, arrived.recv()).await.unwrap().unwrap();
     ((home, agent), address, stop)
+}
+
+/// Both ends of a link that leads through bad weather.
+pub(crate) async fn linked_through_chaos(config: HomeConfig) -> (Link, Link, Proxy) {
+    let (address, mut arrived, _) = door(config).await;
+    let chaos = Proxy::to(address).await.unwrap();
+    let agent = dial(&format!("ws://{}/link", chaos.address()), Trust::SystemRoots);
+    let home = timeout(SOON, arrived.recv()).await.unwrap().unwrap();
+    (home, agent, chaos)
+}
+
+async fn door(config: HomeConfig) -> (SocketAddr, mpsc::Receiver<Link>, CancellationToken) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (gate, arrived) = OpenGate::new();
+    let stop = CancellationToken::new();
+    let home = HomeEnd::new(config, gate);
+    leave(link::run(listener, LinkTls::PlainBehind("nobody".into()), home, stop.clone()));
+    (address, arrived, stop)
 }
 
 /// An agent end that dials for as long as the runtime lives.

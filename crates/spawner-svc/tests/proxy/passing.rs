@@ -177,7 +177,7 @@ fn memory_mb() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
 }
 
-fn http_client() -> reqwest::Client {
+pub(crate) fn http_client() -> reqwest::Client {
     use rustls::{ClientConfig, RootCertStore, crypto::ring};
     let tls = ClientConfig::builder_with_provider(std::sync::Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
