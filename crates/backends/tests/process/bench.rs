@@ -203,7 +203,7 @@ impl Bench for ProcessBench {
     }
 
     fn deaths(&self) -> &'static [&'static str] {
-        &["after the intent", "after the claim", "after the spawn"]
+        &["after the intent", "after the claim", "after the spawn", "when the job had begun"]
     }
 
     async fn submit_and_die(&mut self, spec: &JobSpec, death: &str) {
@@ -217,6 +217,14 @@ impl Bench for ProcessBench {
         let backend = self.process();
         wait::until(self.patience(), "it is dead", async || backend.list().await.is_err()).await;
         drop(backend);
+        if death == "when the job had begun" {
+            let job = self.root().join("jobs").join(spec.label.attempt.to_string());
+            wait::until(self.patience(), "the job took its claim", async || {
+                let mut names = fs::read_dir(&job).unwrap().flatten().map(|entry| entry.file_name());
+                names.all(|name| !name.to_string_lossy().starts_with("claim"))
+            })
+            .await;
+        }
         self.restart().await;
     }
 

@@ -129,7 +129,7 @@ async fn the_agent_runs_as_the_users_account_and_nothing_more() {
 async fn the_agent_lives_on_when_the_service_restarts() {
     let mut bench = ProcessBench::with_agent(&agent(), "");
     let spec = dialling(&bench, "ada");
-    bench.submit_and_die(&spec, "after the spawn").await;
+    bench.submit_and_die(&spec, "when the job had begun").await;
     let pid = running(&bench, &spec.label).await;
     bench.restart().await;
     assert_eq!(running(&bench, &spec.label).await, pid);
