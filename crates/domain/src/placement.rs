@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::names::SiteName;
 use crate::request::SpawnRequest;
 use crate::resources::{Arch, Gpus};
-use crate::site::{Access, GpuKind, Health, Site, Snapshot};
+use crate::site::{Access, GpuKind, Health, Home, Site, Snapshot};
 
 /// A site that could take the request, with what is known of it now.
 #[derive(Debug, Clone, PartialEq)]
@@ -198,10 +198,12 @@ fn outlook(snapshot: Option<&Snapshot>) -> String {
     }
 }
 
-/// Steps of the expected wait, in seconds. Within one step, what the operator prefers decides, then what is free.
+/// Steps of the expected wait, in seconds. Within one step, what the operator prefers decides, then where files are
+/// kept, then what is free.
 const WAIT_STEPS_S: [u32; 8] = [30, 120, 600, 1800, 2 * 3600, 8 * 3600, 24 * 3600, 7 * 24 * 3600];
 const PER_STEP: i64 = 10_000_000_000;
-const PER_PREFERENCE: i64 = 1_000;
+const PER_PREFERENCE: i64 = 2_000;
+const FOR_KEPT_FILES: i64 = 500;
 const UNFIT: i64 = -1_000_000_000_000;
 
 fn score(candidate: &Candidate, policy: &Policy) -> i64 {
@@ -215,9 +217,10 @@ fn score(candidate: &Candidate, policy: &Policy) -> i64 {
         _ => policy.unknown_wait_s.saturating_mul(4), // silent, which is worse than busy
     };
     let step = WAIT_STEPS_S.iter().filter(|step| wait_s > **step).count() as i64;
-    let free = snapshot.and_then(|snapshot| snapshot.free_slots).unwrap_or(0).min(499);
+    let free = snapshot.and_then(|snapshot| snapshot.free_slots).unwrap_or(100).min(499);
     let spread = i64::from(free) - i64::from(candidate.servers_of_user.min(400));
-    preference(&candidate.site) + spread - step * PER_STEP
+    let kept = if candidate.site.home == Home::Kept { FOR_KEPT_FILES } else { 0 };
+    preference(&candidate.site) + kept + spread - step * PER_STEP
 }
 
 fn preference(site: &Site) -> i64 {

@@ -16,7 +16,7 @@ use glidepath_backends::process::ProcessBackend;
 use glidepath_domain::backend::Backend;
 use glidepath_domain::names::InstanceId;
 use glidepath_svc_kit::files::{self, Lock, in_words};
-use glidepath_svc_kit::listen::Bounded;
+use glidepath_svc_kit::listen::{self, Bounds};
 use glidepath_svc_kit::shutdown;
 use glidepath_svc_kit::tasks::Tasks;
 use glidepath_tunnel::home::{HomeConfig, HomeEnd};
@@ -46,6 +46,10 @@ use ports::Ports;
 /// Connections of Hubs at a time, and of monitoring.
 const API_CONNECTIONS: usize = 1024;
 const METRICS_CONNECTIONS: usize = 64;
+/// A request's head must arrive within this time.
+const HEAD_WAIT: Duration = Duration::from_secs(60);
+/// What requests under way are given at the end.
+const DRAIN: Duration = Duration::from_secs(5);
 /// How long tasks have to end: longer than every part's own drain.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -294,6 +298,6 @@ async fn listen(
     connections: usize,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let served = axum::serve(Bounded::new(listener, connections), routes);
-    Ok(served.with_graceful_shutdown(stop.cancelled_owned()).await?)
+    listen::serve(listener, routes, Bounds { connections, head_wait: HEAD_WAIT, drain: DRAIN }, stop).await;
+    Ok(())
 }

@@ -1,15 +1,20 @@
 //! Listening sockets, a sentence when there can be none, and a bound on what is let in.
 
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::time::Duration;
 
+use axum::Router;
 use axum::serve::Listener;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::files::in_words;
 
@@ -25,81 +30,73 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
         .map_err(|error| format!("cannot listen on {address}: {}", in_words(&error)))
 }
 
-/// A listener that lets in so many connections at a time; the others wait at the door.
-#[derive(Debug)]
-pub struct Bounded {
-    listener: TcpListener,
-    free: Arc<Semaphore>,
+/// What one listener allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Connections at a time; the others wait at the door.
+    pub connections: usize,
+    /// A request's head must arrive within this time, and an idle connection is closed after it.
+    pub head_wait: Duration,
+    /// What requests under way are given once the service is to stop.
+    pub drain: Duration,
 }
 
-impl Bounded {
-    /// At most `connections` at a time.
-    #[must_use]
-    pub fn new(listener: TcpListener, connections: usize) -> Self {
-        Self { listener, free: Arc::new(Semaphore::new(connections)) }
+/// Serves HTTP/1.1 until told to stop; then lets requests under way end, for a bounded time.
+pub async fn serve(mut listener: TcpListener, routes: Router, bounds: Bounds, stop: CancellationToken) {
+    let seats = Arc::new(Semaphore::new(bounds.connections));
+    let mut open = JoinSet::new();
+    loop {
+        let next = async {
+            let seat = Arc::clone(&seats).acquire_owned().await;
+            (seat, Listener::accept(&mut listener).await.0)
+        };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = open.join_next(), if !open.is_empty() => {}
+            (seat, stream) = next => {
+                open.spawn(connection(stream, routes.clone(), bounds.head_wait, stop.clone(), seat.ok()));
+            }
+        }
     }
+    drop(listener);
+    let ended = async { while open.join_next().await.is_some() {} };
+    if timeout(bounds.drain, ended).await.is_err() {
+        tracing::info!(connections = open.len(), "requests that did not end in time are cut");
+    }
+    open.shutdown().await;
 }
 
-impl Listener for Bounded {
-    type Io = Admitted;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Admitted, SocketAddr) {
-        let permit = Arc::clone(&self.free).acquire_owned().await.ok(); // never closed, so always there
-        let (stream, peer) = Listener::accept(&mut self.listener).await;
-        (Admitted { stream, _permit: permit }, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that holds its place until it is dropped.
-#[derive(Debug)]
-pub struct Admitted {
+async fn connection(
     stream: TcpStream,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for Admitted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Admitted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    routes: Router,
+    head_wait: Duration,
+    stop: CancellationToken,
+    _seat: Option<OwnedSemaphorePermit>,
+) {
+    let _ = stream.set_nodelay(true); // slower without, not wrong
+    let service = TowerToHyperService::new(routes);
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_wait)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::trace!(%error, "a connection ended");
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[tokio::test]
@@ -110,18 +107,67 @@ mod tests {
         assert_eq!(told, format!("cannot listen on {address}: another process listens there"));
     }
 
-    #[tokio::test]
-    async fn no_more_than_the_bound_are_let_in_at_a_time() {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const BOUNDS: Bounds =
+        Bounds { connections: 1, head_wait: Duration::from_millis(200), drain: Duration::from_secs(5) };
+
+    struct Served {
+        address: SocketAddr,
+        stop: CancellationToken,
+        task: JoinSet<()>,
+    }
+
+    async fn served(routes: Router, bounds: Bounds) -> Served {
         let listener = bind(parse("127.0.0.1:0").unwrap()).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut bounded = Bounded::new(listener, 1);
-        let _both = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
-        let (first, _) = bounded.accept().await;
-        let patience = std::time::Duration::from_millis(50);
-        assert!(tokio::time::timeout(patience, bounded.accept()).await.is_err(), "the second waits");
-        drop(first);
-        let patience = std::time::Duration::from_secs(5);
-        tokio::time::timeout(patience, bounded.accept()).await.expect("the second is let in");
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let mut task = JoinSet::new();
+        task.spawn(serve(listener, routes, bounds, stop.clone()));
+        Served { address, stop, task }
+    }
+
+    fn routes() -> Router {
+        Router::new().route("/", get(async || std::future::ready("well").await)).route(
+            "/slow",
+            get(async || {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                "at last"
+            }),
+        )
+    }
+
+    async fn ask(stream: &mut TcpStream, path: &str) {
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    }
+
+    async fn answer(stream: &mut TcpStream) -> String {
+        let mut buffer = vec![0; 4096];
+        let n = timeout(PATIENCE, stream.read(&mut buffer)).await.expect("an answer in time").unwrap();
+        String::from_utf8(buffer[..n].to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_silent_peer_gives_its_place_to_the_next() {
+        let served = served(routes(), BOUNDS).await;
+        let mut silent = TcpStream::connect(served.address).await.unwrap();
+        silent.write_all(b"GET / HT").await.unwrap();
+        let mut next = TcpStream::connect(served.address).await.unwrap();
+        ask(&mut next, "/").await;
+        assert!(answer(&mut next).await.ends_with("well"));
+    }
+
+    #[tokio::test]
+    async fn a_request_under_way_is_answered_before_the_end_and_a_silent_peer_does_not_delay_it() {
+        let bounds = Bounds { connections: 2, head_wait: PATIENCE * 9, drain: Duration::from_millis(600) };
+        let mut served = served(routes(), bounds).await;
+        let mut silent = TcpStream::connect(served.address).await.unwrap();
+        silent.write_all(b"GET / HT").await.unwrap();
+        let mut slow = TcpStream::connect(served.address).await.unwrap();
+        ask(&mut slow, "/slow").await;
+        tokio::time::sleep(Duration::from_millis(100)).await; // the request is taken
+        served.stop.cancel();
+        assert!(answer(&mut slow).await.ends_with("at last"));
+        timeout(PATIENCE, served.task.join_next()).await.expect("the end comes in time").unwrap().unwrap();
+        assert!(TcpStream::connect(served.address).await.is_err());
     }
 
     #[test]

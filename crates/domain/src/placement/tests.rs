@@ -166,14 +166,16 @@ fn a_known_short_wait_beats_an_unknown_one_and_that_beats_days() {
 }
 
 #[test]
-fn preference_decides_among_like_waits_and_free_slots_after_it() {
+fn preference_decides_among_like_waits_then_kept_files_then_free_slots() {
     let mut liked = waiting("liked", Some(20));
     liked.site.preference = 1;
     let free =
         |name, free| at(site(name), Snapshot { free_slots: Some(free), predicted_wait_s: Some(1), ..well() });
-    let candidates = [free("few", 2), free("many", 90), liked, waiting("slow", Some(4000))];
+    let mut scratch = free("scratch", 400);
+    scratch.site.home = Home::Scratch;
+    let candidates = [free("few", 2), scratch, free("many", 90), liked, waiting("slow", Some(4000))];
     let verdicts = choose(&request(), &candidates, &Policy::default());
-    assert_eq!(names(&verdicts), ["liked", "many", "few", "slow"]);
+    assert_eq!(names(&verdicts), ["liked", "many", "few", "scratch", "slow"]);
 }
 
 #[test]
