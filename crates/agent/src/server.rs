@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -79,9 +79,11 @@ impl Server {
         (&mut self.exited).await.unwrap_or(Exit { code: None, signal: None })
     }
 
-    /// Signals the server and what it started in its own process group.
+    /// Signals the server and what it started in its own process group; before it has one, the process alone.
     pub fn signal(&self, signal: Signal) {
-        let _ = killpg(self.pid, signal);
+        if killpg(self.pid, signal).is_err() {
+            let _ = kill(self.pid, signal);
+        }
     }
 
     /// After the end of its process: ends what it left behind, and takes its last output.

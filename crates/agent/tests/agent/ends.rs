@@ -87,6 +87,21 @@ async fn a_server_that_ignores_the_kind_end_is_killed_after_its_grace() {
 }
 
 #[tokio::test]
+async fn a_stop_right_behind_the_launch_is_not_lost() {
+    for _ in 0..10 {
+        let mut home = Home::open().await;
+        let _job = Job::start(home.address);
+        let mut control = home.control().await;
+        let mut order = script("exec sleep 1000");
+        order.grace_s = 600;
+        control.launch(order).await;
+        control.stop(600, "thought better of it").await;
+        let (end, _) = control.ended().await;
+        assert_eq!((end.signal, end.cause), (Some(15), EndCause::Asked));
+    }
+}
+
+#[tokio::test]
 async fn a_second_stop_shortens_the_grace() {
     let mut home = Home::open().await;
     let job = Job::start(home.address);

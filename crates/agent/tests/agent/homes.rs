@@ -80,10 +80,10 @@ async fn a_home_absent_for_too_long_ends_the_server_after_a_warning() {
     job.written("up.txt").await;
     let address = home.die().await;
     until(SOON, "the server ends", || async { job.processes().len() == 1 }).await;
+    until(SOON, "its last words arrive", || async { job.server_log().contains("saved") }).await;
     let log = job.server_log();
     let warned = log.find("unless it comes back").expect(&log);
     assert!(warned < log.find("home was absent for too long").expect(&log), "{log}");
-    assert!(log.contains("saved"), "{log}");
     let mut home = Home::at(address).await;
     assert_eq!(home.control().await.ended().await.0.cause, EndCause::HomeAbsent);
     assert_eq!(job.exit().await, EXIT_HOME_ABSENT);
