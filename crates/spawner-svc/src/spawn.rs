@@ -441,7 +441,8 @@ impl Spawner {
 }
 
 impl SpawnerTask {
-    /// Drives all runs until told to stop; then lets go of them without ending any.
+    /// Drives all runs until told to stop; then lets go of them without ending any. The sites' own loop
+    /// ([`Sites::run`]) is the caller's to run.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self { shared, mut arrived, resumed } = self;
         let _let_go = shared.stop.clone().drop_guard(); // also when this future is dropped
@@ -452,17 +453,13 @@ impl SpawnerTask {
         for setup in shared.sites.setups() {
             loops.spawn(watch::site(Arc::clone(&shared), setup.clone()));
         }
-        let (pruned, sites, ending) = (Arc::clone(&shared), shared.sites.clone(), stop.clone());
-        loops.spawn(async move { sites.run(ending).await });
+        let pruned = Arc::clone(&shared);
         loops.spawn(async move { pruned.prune().await });
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = loops.join_next() => {
-                    if stop.is_cancelled() {
-                        break;
-                    }
                     ended?;
                     anyhow::bail!("a loop of the life cycle ended by itself");
                 }

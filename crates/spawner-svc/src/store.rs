@@ -159,6 +159,7 @@ impl Store {
     pub async fn open(state_dir: &Path, seal: Seal) -> Result<Self, StoreError> {
         folder::check(state_dir)?;
         let path = state_dir.join("glidepath.db");
+        folder::keep_to_owner(&path)?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
@@ -168,7 +169,6 @@ impl Store {
             .busy_timeout(BUSY)
             .disable_statement_logging();
         let mut connection = options.connect().await.map_err(|error| failed("opened", &error))?;
-        folder::keep_to_owner(&path)?;
         sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|error| StoreError::Database {
             step: "opened",
             why: format!("{error}; was it written by a newer version?"),

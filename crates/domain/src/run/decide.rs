@@ -93,7 +93,7 @@ impl Run {
             return Next::Fail(plain_end(EndReason::QueueDeadline, sentence, now));
         }
         if now >= queue_end {
-            return Next::Finish(plain_end(EndReason::QueueDeadline, words::queue_deadline(deadlines), now));
+            return Next::Finish(self.queue_end(now, deadlines));
         }
         if !attempt.now.submitting && attempt.now.submit_again.is_none_or(|at| now >= at) {
             attempt.now.submitting = true;
@@ -114,7 +114,7 @@ impl Run {
             Job::NotSeen | Job::Queued { .. } | Job::Stuck(_) => {}
         }
         if now >= self.clock_of_asking().after(deadlines.queued) {
-            return Next::Finish(plain_end(EndReason::QueueDeadline, words::queue_deadline(deadlines), now));
+            return Next::Finish(self.queue_end(now, deadlines));
         }
         Next::Stay
     }
@@ -257,12 +257,21 @@ impl Run {
         if self.tries.len() < self.plan.len() {
             return self.reach(State::Placed, now, out);
         }
-        let before: Vec<_> =
-            self.tries.iter().rev().skip(1).rev().filter_map(|t| t.trouble.as_deref()).collect();
-        if !before.is_empty() {
-            end.message = format!("{} (before that: {})", end.message, before.join("; "));
-        }
+        end.message = self.with_history(end.message);
         self.finish(end, now, out);
+    }
+
+    /// How a run ends that waited too long for a slot.
+    fn queue_end(&self, now: Moment, deadlines: &Deadlines) -> End {
+        let sentence = self.with_history(words::queue_deadline(deadlines));
+        plain_end(EndReason::QueueDeadline, sentence, now)
+    }
+
+    /// A sentence, and why the attempts before the current one failed.
+    fn with_history(&self, sentence: String) -> String {
+        let before = self.tries.iter().rev().skip(1).rev();
+        let before: Vec<&str> = before.filter_map(|attempt| attempt.trouble.as_deref()).collect();
+        if before.is_empty() { sentence } else { format!("{sentence} (before that: {})", before.join("; ")) }
     }
 
     /// The run is over: no attempt may attach any more, and each is cleaned up.

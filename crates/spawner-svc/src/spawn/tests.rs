@@ -1,3 +1,6 @@
+//! The life cycle with a real store, gate and tunnel; only the batch systems are fakes.
+
+mod churn;
 mod home;
 mod house;
 mod queue;

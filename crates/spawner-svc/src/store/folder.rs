@@ -1,7 +1,7 @@
 //! Whether a folder can hold the database.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use nix::sys::statfs::statfs;
@@ -49,12 +49,19 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
         .map_err(|error| bad(format!("cannot be written: {error}")))
 }
 
-/// Sets the database to 0600: it tells who works where.
+/// Makes the database's file if it is missing, for its owner alone: it tells who works where. The files that SQLite
+/// puts beside it get the same mode.
 pub(super) fn keep_to_owner(path: &Path) -> Result<(), StoreError> {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|error| StoreError::Folder {
-        path: path.to_owned(),
-        why: format!("cannot be kept to its owner: {error}"),
-    })
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| file.set_permissions(fs::Permissions::from_mode(0o600)))
+        .map_err(|error| StoreError::Folder {
+            path: path.to_owned(),
+            why: format!("cannot hold the database: {error}"),
+        })
 }
 
 fn remote_name(magic: impl TryInto<i64>) -> Option<&'static str> {

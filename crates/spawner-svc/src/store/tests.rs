@@ -84,6 +84,8 @@ async fn launch_orders_are_not_readable_in_the_files_and_are_erased() {
     let house = House::new().await;
     house.store.create(row(1, "main.ada."), &order()).await.unwrap();
     for file in std::fs::read_dir(house.dir.path()).unwrap().flatten().filter(|file| file.path().is_file()) {
+        let mode = std::os::unix::fs::MetadataExt::mode(&file.metadata().unwrap());
+        assert_eq!(mode & 0o777, 0o600, "{:?}", file.path());
         let bytes = std::fs::read(file.path()).unwrap();
         assert!(!bytes.windows(6).any(|w| w == b"s3cret"), "{:?}", file.path());
     }

@@ -115,6 +115,8 @@ impl House {
         for setup in sites.setups() {
             sites.refresh(setup).await;
         }
+        let asked = sites.clone();
+        tasks.spawn(async move { asked.run(CancellationToken::new()).await });
         let routes = Routes::new();
         let settings = Settings {
             deadlines: plan.deadlines,
