@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,14 @@ from house import House
 from places import TOP
 from service import site
 
-_houses: list[House] = []
+
+def pytest_configure() -> None:
+    """Whoever ends the tests by SIGTERM has their Hubs ended in order, too."""
+
+    def end(_signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +34,13 @@ def _open_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     base.chmod(0o711)
     if "PYTEST_XDIST_WORKER" in os.environ:
         base.parent.chmod(0o711)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Nothing is left in /tmp; logs of failures are in test-results/."""
+    base = config.getoption("basetemp")
+    if base and "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(Path(base).parent, ignore_errors=True)
 
 
 @pytest.fixture

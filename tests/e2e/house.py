@@ -178,6 +178,7 @@ class House:
     def ask_for(self, user: str, server: str = "", **options: Any) -> requests.Response:
         """Asks for a server by REST; 202 while it is on its way."""
         self.api("POST", f"/users/{quote(user)}")
+        self.service.start_follows(user, server)
         where = f"/users/{quote(user)}/servers/{quote(server)}" if server else f"/users/{quote(user)}/server"
         return self.api("POST", where, options)
 
@@ -195,10 +196,7 @@ class House:
             if model and model["ready"]:
                 return model
             if not model or not model.get("pending"):
-                try:
-                    end = self.service.view(user, server).get("end")
-                except (requests.RequestException, AssertionError, OSError):
-                    end = None
+                end = self.service.new_end(user, server)
                 if end:
                     raise AssertionError(f"{user}/{server} ended: {end}")
             return None

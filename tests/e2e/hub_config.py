@@ -57,7 +57,7 @@ def choose_command(spawner):
     if spawner.user.name.startswith("stub-"):
         mode = spawner.user.name.split("-")[1]
         spawner.cmd = [told["stub_python"], told["stub"], mode]
-        spawner.args = []
+        spawner.args = ["--ServerApp.sock={socket}"]  # Glidepath fills in the path
 
 
 c.Spawner.pre_spawn_hook = choose_command

@@ -72,6 +72,7 @@ class Attached:
         self.state_dir = state_dir
         self.hub = hub
         self.secret_file = secret_file
+        self._over: dict[tuple[str, str], str] = {}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -98,11 +99,30 @@ class Attached:
     def state(self, user: str, server: str = "") -> str:
         return str(self.view(user, server)["state"])
 
+    def start_follows(self, user: str, server: str) -> None:
+        """A new start is about to be asked for: a run that has ended by now is not the one to wait for."""
+        try:
+            view = self.view(user, server)
+        except (requests.RequestException, OSError, ValueError, AssertionError):
+            return
+        if view["state"] == "ended":
+            self._over[user, server] = view["run"]
+
+    def new_end(self, user: str, server: str) -> dict[str, Any] | None:
+        """How the run ended that was asked for last, if it did."""
+        try:
+            view = self.view(user, server)
+        except (requests.RequestException, OSError, ValueError, AssertionError):
+            return None
+        return None if view["run"] == self._over.get((user, server)) else view.get("end")
+
     def wait_state(self, user: str, *states: str, server: str = "", within_s: float = 40) -> dict[str, Any]:
         def look() -> dict[str, Any] | None:
             try:
                 view = self.view(user, server)
             except requests.RequestException:
+                return None
+            if view["run"] == self._over.get((user, server)):
                 return None
             if view["state"] not in states and "ended" not in states and view["state"] == "ended":
                 raise AssertionError(f"{user} ended while {states} was awaited: {view['end']}")
