@@ -17,6 +17,9 @@
 
 mod connect;
 pub mod dial;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod home;
 mod lane;
 pub mod link;

@@ -13,6 +13,8 @@ pub(crate) mod pace;
 pub(crate) mod ranges;
 pub(crate) mod receive;
 pub(crate) mod send;
+#[cfg(test)]
+mod simulation;
 pub(crate) mod stream;
 
 use std::collections::BTreeMap;
@@ -189,6 +191,11 @@ impl Core {
         self.mux.wakes.extend(lane.waker.take());
         let gone = Gone { received: lane.received, sent: Some(lane.sent), tell: true, told: false };
         self.gone.insert(id, gone);
+        // What was told on this lane may be lost with it. Waiting for the other end to say so could be in vain: it may
+        // be waiting likewise.
+        for gone in self.gone.values_mut() {
+            gone.tell = !gone.told;
+        }
         if self.lanes.is_empty() {
             self.bare_since = now;
         }
@@ -235,14 +242,7 @@ impl Core {
                 confirm(&mut self.mux, &mut self.gone, record);
             }
             for record in sent.into_unconfirmed() {
-                match record {
-                    Record::LaneGone(id) => {
-                        if let Some(gone) = self.gone.get_mut(&id) {
-                            gone.tell = true;
-                        }
-                    }
-                    record => self.mux.on_lost(record, now),
-                }
+                self.mux.on_lost(record, now);
             }
             self.mux.wants_lane = true;
         }

@@ -144,6 +144,7 @@ impl Mux {
         self.opened += 1;
         self.own_alive += 1;
         let mut stream = StreamState::new(now);
+        stream.handle = true;
         stream.purpose = Some(purpose.to_owned());
         stream.open_due = may;
         stream.held_back = !may;
@@ -406,6 +407,7 @@ impl Mux {
                 self.wants_lane = true;
                 return;
             }
+            // Told again when a lane is lost, whether or not it carried this.
             Record::LaneGone(_) => return,
             Record::Open(id)
             | Record::Data(id, _)
@@ -436,7 +438,7 @@ impl Mux {
         for id in std::mem::take(&mut self.accept) {
             self.streams.remove(&id);
         }
-        self.streams.retain(|_, stream| stream.handle && (stream.opened || stream.purpose.is_some()));
+        self.streams.retain(|_, stream| stream.handle);
         for stream in self.streams.values_mut() {
             stream.reset = true;
             stream.send.clear();

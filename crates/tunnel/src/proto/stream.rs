@@ -40,7 +40,8 @@ pub(crate) struct StreamState {
     pub(crate) held_back: bool,
     /// An OPEN frame came in.
     pub(crate) opened: bool,
-    /// Somebody holds the stream, or may yet accept it.
+    /// Somebody holds the stream, or may yet accept it. Not before its OPEN frame came: a stream that is given up
+    /// early may never get one.
     pub(crate) handle: bool,
 
     pub(crate) send: SendBuffer,
@@ -80,7 +81,7 @@ impl StreamState {
             open_due: false,
             held_back: false,
             opened: false,
-            handle: true,
+            handle: false,
             send: SendBuffer::default(),
             send_limit: FIRST_WINDOW_BYTES,
             finished: false,

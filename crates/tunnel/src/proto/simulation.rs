@@ -1,0 +1,610 @@
+//! Two ends joined by simulated lanes that are late, break, and are noticed broken at different times. No socket, no
+//! clock: a test is a list of inputs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
+
+use super::frame::{CloseKind, Frame};
+use super::lane::Health;
+use super::mux::{FIRST_STREAMS, FIRST_WINDOW_BYTES, Limits, Outcome, Side};
+use super::{Core, Received};
+
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+struct Pipe {
+    latency: Duration,
+    broken: bool,
+    /// Whether each end still thinks that the lane is up.
+    known: [bool; 2],
+    /// When each end notices the break by itself.
+    notice: [Option<Instant>; 2],
+    /// What is under way to each end.
+    to: [VecDeque<(Instant, Bytes)>; 2],
+}
+
+/// What a handle did with its stream so far.
+#[derive(Default)]
+struct Handle {
+    written: u64,
+    finished: bool,
+    read: u64,
+    ended: bool,
+    reset: bool,
+}
+
+struct World {
+    now: Instant,
+    ends: [Core; 2],
+    handles: [BTreeMap<u64, Handle>; 2],
+    pipes: BTreeMap<u64, Pipe>,
+    next_lane: u64,
+    delivered: u64,
+}
+
+fn byte_at(id: u64, from: usize, offset: u64) -> u8 {
+    (offset.wrapping_mul(31) ^ (offset >> 9) ^ id.wrapping_mul(101) ^ from as u64) as u8
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        let end = |side| Core::new(side, Limits::default(), HEARTBEAT, now);
+        World {
+            now,
+            ends: [end(Side::Home), end(Side::Agent)],
+            handles: Default::default(),
+            pipes: BTreeMap::new(),
+            next_lane: 0,
+            delivered: 0,
+        }
+    }
+
+    fn add_lane(&mut self, latency: Duration) -> u64 {
+        let id = self.next_lane;
+        self.next_lane += 1;
+        for end in &mut self.ends {
+            assert!(end.add_lane(id, self.now));
+            end.drop_silent_lanes(self.now);
+        }
+        let pipe =
+            Pipe { latency, broken: false, known: [true; 2], notice: [None; 2], to: Default::default() };
+        self.pipes.insert(id, pipe);
+        id
+    }
+
+    /// A lane breaks; what is under way is lost. Each end notices after its delay, or by silence.
+    fn cut(&mut self, id: u64, notice: [Option<Duration>; 2]) {
+        if let Some(pipe) = self.pipes.get_mut(&id) {
+            pipe.broken = true;
+            pipe.to.iter_mut().for_each(VecDeque::clear);
+            pipe.notice = notice.map(|delay| delay.map(|delay| self.now + delay));
+        }
+    }
+
+    fn open(&mut self, side: usize) -> Option<u64> {
+        let id = self.ends[side].mux.open("test", self.now)?;
+        self.handles[side].insert(id, Handle::default());
+        Some(id)
+    }
+
+    fn write(&mut self, side: usize, id: u64, length: usize) {
+        let Some(handle) = self.handles[side].get_mut(&id) else { return };
+        if handle.finished {
+            return;
+        }
+        let data: Vec<u8> = (0..length as u64).map(|n| byte_at(id, side, handle.written + n)).collect();
+        let mut cx = Context::from_waker(Waker::noop());
+        match self.ends[side].mux.write(id, &data, self.now, &mut cx) {
+            Outcome::Done(count) => handle.written += count as u64,
+            Outcome::Reset => handle.reset = true,
+            Outcome::Wait | Outcome::Finished => {}
+        }
+    }
+
+    fn finish(&mut self, side: usize, id: u64) {
+        if let Some(handle) = self.handles[side].get_mut(&id) {
+            handle.finished = true;
+            self.ends[side].mux.finish(id);
+        }
+    }
+
+    fn read(&mut self, side: usize, id: u64, most: usize) {
+        let Some(handle) = self.handles[side].get_mut(&id) else { return };
+        let (mut room, mut offset) = (most, handle.read);
+        let mut cx = Context::from_waker(Waker::noop());
+        let outcome = self.ends[side].mux.read(id, self.now, &mut cx, |bytes| {
+            let count = bytes.len().min(room);
+            for byte in &bytes[..count] {
+                assert_eq!(*byte, byte_at(id, 1 - side, offset), "stream {id} at {offset}");
+                offset += 1;
+            }
+            room -= count;
+            count
+        });
+        handle.read = offset;
+        match outcome {
+            Outcome::Done(0) => handle.ended = true,
+            Outcome::Reset => handle.reset = true,
+            _ => {}
+        }
+    }
+
+    fn release(&mut self, side: usize, id: u64) {
+        if self.handles[side].remove(&id).is_some() {
+            self.ends[side].mux.release(id);
+        }
+    }
+
+    /// Lets time pass and everything happen that happens by itself.
+    fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        loop {
+            while self.settle() {}
+            let next = self.next_event().filter(|next| *next <= until);
+            match next {
+                Some(next) => self.now = next.max(self.now + Duration::from_micros(50)).min(until),
+                None => break,
+            }
+            if self.now >= until {
+                break;
+            }
+        }
+        self.now = until;
+        while self.settle() {}
+    }
+
+    fn next_event(&self) -> Option<Instant> {
+        let mut events = Vec::new();
+        for (id, pipe) in &self.pipes {
+            for side in 0..2 {
+                events.extend(pipe.to[side].front().map(|(at, _)| *at));
+                events.extend(pipe.notice[side]);
+                if pipe.known[side] {
+                    events.extend(self.ends[side].next_look(*id, false));
+                }
+            }
+        }
+        events.into_iter().min()
+    }
+
+    /// Everything that can happen at this moment; says whether anything did.
+    fn settle(&mut self) -> bool {
+        let mut happened = false;
+        let cx = Context::from_waker(Waker::noop());
+        for id in self.pipes.keys().copied().collect::<Vec<_>>() {
+            for side in 0..2 {
+                let pipe = self.pipes.get_mut(&id).unwrap();
+                if !pipe.known[side] {
+                    continue;
+                }
+                let noticed = pipe.notice[side].is_some_and(|at| at <= self.now);
+                if noticed || self.ends[side].check(id, self.now) == Health::Dead {
+                    pipe.known[side] = false;
+                    pipe.notice[side] = None;
+                    pipe.to[side].clear();
+                    // Like a socket: the other end sees it close, later.
+                    if !pipe.broken {
+                        pipe.broken = true;
+                        pipe.notice[1 - side] = Some(self.now + pipe.latency);
+                    }
+                    self.ends[side].lose_lane(id, self.now);
+                    happened = true;
+                    continue;
+                }
+                while let Some((_, message)) = pipe.to[side].pop_front_if(|(at, _)| *at <= self.now) {
+                    self.delivered += message.len() as u64;
+                    happened = true;
+                    let received = self.ends[side].receive(id, message, self.now).expect("honest ends");
+                    if received == Received::NoLane {
+                        break;
+                    }
+                }
+                let mut out = BytesMut::new();
+                while self.ends[side].transmit(id, self.now, &mut out, &cx) {
+                    happened = true;
+                    let message = out.split().freeze();
+                    assert!(message.len() <= 256 * 1024);
+                    if !pipe.broken {
+                        let after_last = pipe.to[1 - side].back().map_or(self.now, |(at, _)| *at);
+                        pipe.to[1 - side].push_back(((self.now + pipe.latency).max(after_last), message));
+                    }
+                }
+            }
+        }
+        for side in 0..2 {
+            while let Some((id, purpose)) = self.ends[side].mux.accept() {
+                assert_eq!(purpose, "test");
+                self.handles[side].insert(id, Handle::default());
+                happened = true;
+            }
+        }
+        happened
+    }
+
+    /// No end holds more than credit allows.
+    fn check_memory(&self) {
+        for end in &self.ends {
+            for stream in end.mux.streams.values() {
+                assert!(stream.receive.held() <= stream.receive_limit - stream.receive.read_offset());
+                assert!(stream.window <= end.mux.limits.max_window);
+            }
+            assert!(end.mux.streams.len() <= end.mux.limits.max_open + FIRST_STREAMS as usize * 2);
+        }
+    }
+
+    /// Ends every stream in order on a good lane and checks that nothing is missing, and nothing left behind.
+    fn finish_all(&mut self) {
+        self.pass(Duration::from_secs(20));
+        self.add_lane(Duration::from_millis(10));
+        for side in 0..2 {
+            for id in self.handles[side].keys().copied().collect::<Vec<_>>() {
+                self.finish(side, id);
+            }
+        }
+        for round in 0.. {
+            assert!(round < 3_000, "the ends hang");
+            let mut waits = false;
+            for side in 0..2 {
+                for id in self.handles[side].keys().copied().collect::<Vec<_>>() {
+                    self.finish(side, id);
+                    self.read(side, id, 1 << 20);
+                    let handle = &self.handles[side][&id];
+                    waits |= !handle.ended && !handle.reset;
+                }
+            }
+            self.check_memory();
+            self.pass(Duration::from_millis(100));
+            if !waits {
+                break;
+            }
+        }
+        for side in 0..2 {
+            for (id, handle) in &self.handles[side] {
+                if let Some(other) = self.handles[1 - side].get(id)
+                    && !handle.reset
+                    && !other.reset
+                {
+                    assert_eq!(handle.read, other.written, "stream {id}");
+                }
+            }
+            for id in self.handles[side].keys().copied().collect::<Vec<_>>() {
+                self.release(side, id);
+            }
+        }
+        self.pass(Duration::from_secs(2));
+        for (side, end) in self.ends.iter().enumerate() {
+            let left: Vec<_> = end.mux.streams.iter().collect();
+            assert!(left.is_empty(), "end {side} keeps {left:?}");
+            assert!(end.gone.values().all(super::lane::Gone::is_settled), "end {side}: {:?}", end.gone);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Open(usize),
+    Write(usize, usize, usize),
+    Read(usize, usize, usize),
+    Finish(usize, usize),
+    Release(usize, usize),
+    Lane(u64),
+    Cut(usize, Option<u64>, Option<u64>),
+    Pass(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let side = 0usize..2;
+    let which = 0usize..8;
+    let notice = || prop_oneof![Just(None), (0u64..3_000).prop_map(Some)];
+    prop_oneof![
+        3 => side.clone().prop_map(Step::Open),
+        8 => (side.clone(), which.clone(), prop_oneof![1usize..200, 1usize..200_000])
+            .prop_map(|(s, w, n)| Step::Write(s, w, n)),
+        8 => (side.clone(), which.clone(), 1usize..400_000).prop_map(|(s, w, n)| Step::Read(s, w, n)),
+        1 => (side.clone(), which.clone()).prop_map(|(s, w)| Step::Finish(s, w)),
+        1 => (side, which.clone()).prop_map(|(s, w)| Step::Release(s, w)),
+        2 => (0u64..200).prop_map(Step::Lane),
+        2 => (which, notice(), notice()).prop_map(|(w, a, b)| Step::Cut(w, a, b)),
+        6 => prop_oneof![0u64..30, 0u64..2_000, 0u64..20_000].prop_map(Step::Pass),
+    ]
+}
+
+impl World {
+    fn take(&mut self, step: Step) {
+        let nth = |keys: Vec<u64>, n: usize| (!keys.is_empty()).then(|| keys[n % keys.len()]);
+        match step {
+            Step::Open(side) => {
+                self.open(side);
+            }
+            Step::Write(side, n, length) => {
+                if let Some(id) = nth(self.handles[side].keys().copied().collect(), n) {
+                    self.write(side, id, length);
+                }
+            }
+            Step::Read(side, n, most) => {
+                if let Some(id) = nth(self.handles[side].keys().copied().collect(), n) {
+                    self.read(side, id, most);
+                }
+            }
+            Step::Finish(side, n) => {
+                if let Some(id) = nth(self.handles[side].keys().copied().collect(), n) {
+                    self.finish(side, id);
+                }
+            }
+            Step::Release(side, n) => {
+                if let Some(id) = nth(self.handles[side].keys().copied().collect(), n) {
+                    self.release(side, id);
+                }
+            }
+            Step::Lane(latency_ms) => {
+                self.add_lane(Duration::from_millis(latency_ms));
+            }
+            Step::Cut(n, a, b) => {
+                let up = self.pipes.iter().filter(|(_, pipe)| !pipe.broken).map(|(id, _)| *id).collect();
+                if let Some(id) = nth(up, n) {
+                    self.cut(id, [a.map(Duration::from_millis), b.map(Duration::from_millis)]);
+                }
+            }
+            Step::Pass(ms) => self.pass(Duration::from_millis(ms)),
+        }
+        self.check_memory();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_byte_arrives_once_and_in_order_whatever_happens_to_the_lanes(
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            world.take(step);
+        }
+        world.finish_all();
+    }
+}
+
+#[test]
+fn a_lane_that_falls_silent_is_left_for_a_fresh_one_and_nothing_is_sent_twice() {
+    let mut world = World::new();
+    let old = world.add_lane(Duration::from_millis(10));
+    let id = world.open(0).unwrap();
+    world.write(0, id, 100_000);
+    world.pass(Duration::from_millis(100));
+    world.read(1, id, 40_000);
+    world.cut(old, [None, None]);
+    world.write(0, id, 50_000);
+    world.pass(Duration::from_secs(8));
+    assert_eq!(world.ends[0].good_lanes(), 0, "data without answer");
+    assert_eq!(world.ends[1].good_lanes(), 0, "a ping without answer");
+    assert!(world.ends[1].cut_since().is_some());
+    world.add_lane(Duration::from_millis(10));
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.ends[0].mux.bytes_repeated, 50_000, "only what was lost");
+    world.finish_all();
+}
+
+#[test]
+fn an_echo_does_not_wait_behind_the_bulk_that_was_there_before_it() {
+    let mut world = World::new();
+    let lane = world.add_lane(Duration::from_millis(20));
+    let bulk: Vec<u64> = (0..8).map(|_| world.open(0).unwrap()).collect();
+    for _ in 0..40 {
+        for id in &bulk {
+            world.write(0, *id, 128 * 1024);
+            world.read(1, *id, 1 << 20);
+        }
+        world.pass(Duration::from_millis(5));
+    }
+    let echo = world.open(0).unwrap();
+    for id in &bulk {
+        world.write(0, *id, 128 * 1024);
+    }
+    world.write(0, echo, 256);
+    let (in_flight, bound) = world.ends[0].in_flight(lane);
+    assert!(in_flight <= bound + 64 * 1024, "{in_flight} in flight, {bound} allowed");
+    // However full the lane is with bulk, the very next message carries the echo, before any bulk in it.
+    let cx = Context::from_waker(Waker::noop());
+    let mut out = BytesMut::new();
+    assert!(world.ends[0].transmit(lane, world.now, &mut out, &cx));
+    let mut message = out.freeze();
+    let mut first_data = None;
+    while let Some(frame) = super::frame::next(&mut message).unwrap() {
+        if let Frame::Data { stream, .. } = frame {
+            first_data = first_data.or(Some(stream));
+        }
+    }
+    assert_eq!(first_data, Some(echo));
+}
+
+#[test]
+fn with_two_lanes_bulk_keeps_off_the_one_that_small_streams_use() {
+    let mut world = World::new();
+    let (express, other) =
+        (world.add_lane(Duration::from_millis(5)), world.add_lane(Duration::from_millis(5)));
+    let bulk = world.open(0).unwrap();
+    for _ in 0..60 {
+        world.write(0, bulk, 64 * 1024);
+        world.pass(Duration::from_millis(1));
+        world.read(1, bulk, 1 << 20);
+    }
+    let bulk_on = |world: &mut World, lane: u64| {
+        let cx = Context::from_waker(Waker::noop());
+        let mut out = BytesMut::new();
+        world.ends[0].transmit(lane, world.now, &mut out, &cx);
+        let mut message = out.freeze();
+        let mut found = false;
+        while let Some(frame) = super::frame::next(&mut message).unwrap() {
+            found |= matches!(frame, Frame::Data { .. });
+        }
+        found
+    };
+    world.pass(Duration::from_millis(40));
+    world.read(1, bulk, 1 << 20);
+    world.pass(Duration::from_millis(20));
+    world.write(0, bulk, 64 * 1024);
+    assert!(!bulk_on(&mut world, express));
+    assert!(bulk_on(&mut world, other));
+}
+
+#[test]
+fn a_fast_reader_is_granted_a_wider_window_and_all_windows_stay_in_their_pool() {
+    let mut world = World::new();
+    world.add_lane(Duration::from_millis(50));
+    let ids: Vec<u64> = (0..3).map(|_| world.open(0).unwrap()).collect();
+    for _ in 0..120 {
+        for id in &ids {
+            world.write(0, *id, 128 * 1024);
+            world.read(1, *id, 1 << 20);
+        }
+        world.pass(Duration::from_millis(10));
+    }
+    let windows: Vec<u64> = world.ends[1].mux.streams.values().map(|stream| stream.window).collect();
+    assert!(windows.iter().any(|window| *window >= 1 << 20), "{windows:?}");
+    let beyond: u64 = windows.iter().map(|window| window - FIRST_WINDOW_BYTES).sum();
+    assert!(beyond <= world.ends[1].mux.limits.window_pool);
+}
+
+/// An end with one lane, to be told frames.
+fn listener() -> (Core, Instant) {
+    let now = Instant::now();
+    let mut core = Core::new(Side::Home, Limits::default(), HEARTBEAT, now);
+    core.add_lane(0, now);
+    (core, now)
+}
+
+fn tell(core: &mut Core, now: Instant, frames: &[Frame]) -> Result<Received, super::frame::Broken> {
+    let mut message = BytesMut::new();
+    for frame in frames {
+        frame.put(&mut message);
+    }
+    core.receive(0, message.freeze(), now)
+}
+
+fn data(stream: u64, offset: u64, length: usize) -> Frame {
+    Frame::Data { stream, offset, bytes: Bytes::from(vec![7; length]) }
+}
+
+#[test]
+fn frames_that_no_honest_end_sends_are_errors() {
+    let window = FIRST_WINDOW_BYTES;
+    let cases: Vec<(&str, Vec<Frame>)> = vec![
+        ("beyond its credit", vec![data(1, window, 1)]),
+        ("beyond its credit", vec![data(1, window - 10, 11)]),
+        ("never opened", vec![data(0, 0, 1)]),
+        ("number of this end", vec![Frame::Open { stream: 0, purpose: "x".into() }]),
+        ("more streams than were granted", vec![data(FIRST_STREAMS * 2 + 1, 0, 1)]),
+        ("after its end", vec![Frame::Fin { stream: 1, end: 5 }, data(1, 0, 6)]),
+        ("ends where it cannot", vec![data(1, 0, 6), Frame::Fin { stream: 1, end: 5 }]),
+        ("ends where it cannot", vec![Frame::Fin { stream: 1, end: window + 1 }]),
+        ("ends twice", vec![Frame::Fin { stream: 1, end: 5 }, Frame::Fin { stream: 1, end: 6 }]),
+        ("never sent", vec![Frame::LaneAck { received: 1, delay_us: 0 }]),
+        ("never sent", vec![Frame::LaneGone { lane: 0, received: 1 }]),
+    ];
+    for (expected, frames) in cases {
+        let (mut core, now) = listener();
+        let error = tell(&mut core, now, &frames).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}; expected {expected}");
+    }
+}
+
+#[test]
+fn what_comes_twice_or_late_changes_nothing() {
+    let (mut core, now) = listener();
+    let open = Frame::Open { stream: 1, purpose: "x".into() };
+    let frames = [
+        data(1, 3, 3),
+        open.clone(),
+        data(1, 0, 4),
+        data(1, 0, 4),
+        open,
+        Frame::Fin { stream: 1, end: 6 },
+        Frame::Fin { stream: 1, end: 6 },
+        data(1, 2, 4),
+    ];
+    tell(&mut core, now, &frames).unwrap();
+    assert_eq!(core.mux.accept(), Some((1, "x".into())));
+    assert_eq!(core.mux.accept(), None);
+    let mut got = 0;
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut put = |bytes: &[u8]| {
+        got += bytes.len();
+        bytes.len()
+    };
+    assert_eq!(core.mux.read(1, now, &mut cx, &mut put), Outcome::Done(6));
+    assert_eq!(core.mux.read(1, now, &mut cx, &mut put), Outcome::Done(0));
+    core.mux.finish(1);
+    core.mux.release(1);
+    let mut out = BytesMut::new();
+    assert!(core.transmit(0, now, &mut out, &cx));
+    tell(&mut core, now, &[Frame::LaneAck { received: out.len() as u64, delay_us: 0 }]).unwrap();
+    assert!(core.mux.streams.is_empty());
+    tell(&mut core, now, &[data(1, 0, 6), Frame::Reset { stream: 1 }, Frame::Credit { stream: 1, limit: 9 }])
+        .unwrap();
+    assert!(
+        core.mux.streams.is_empty() && core.mux.accept().is_none(),
+        "a stream of the past does not come back"
+    );
+}
+
+#[test]
+fn streams_beyond_the_grant_wait_and_open_when_others_end() {
+    let mut world = World::new();
+    world.add_lane(Duration::from_millis(1));
+    let ids: Vec<u64> = (0..FIRST_STREAMS + 10).map(|_| world.open(0).unwrap()).collect();
+    for id in &ids {
+        world.write(0, *id, 10);
+    }
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.handles[1].len() as u64, FIRST_STREAMS);
+    for id in &ids[..40] {
+        for side in 0..2 {
+            world.finish(side, *id);
+            world.pass(Duration::from_millis(50));
+        }
+        for side in 0..2 {
+            world.read(side, *id, 100);
+            world.read(side, *id, 100);
+            world.release(side, *id);
+        }
+    }
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.handles[1].len() as u64, FIRST_STREAMS + 10 - 40);
+    world.finish_all();
+}
+
+#[test]
+fn an_idle_lane_is_pinged_often_enough_for_any_proxy_and_stays_good() {
+    let mut world = World::new();
+    let lane = world.add_lane(Duration::from_millis(40));
+    for _ in 0..30 {
+        let before = world.delivered;
+        world.pass(Duration::from_secs(6));
+        assert!(world.delivered > before, "a lane was idle for 6 s");
+    }
+    assert_eq!([world.ends[0].good_lanes(), world.ends[1].good_lanes()], [1, 1]);
+    let rtt = world.ends[1].rtt().unwrap();
+    assert!(rtt >= Duration::from_millis(80) && rtt < Duration::from_millis(90), "{rtt:?}");
+    assert_eq!(world.ends[1].in_flight(lane).0, 0);
+}
+
+#[test]
+fn a_goodbye_is_said_on_the_lane_and_ends_the_other_side() {
+    let mut world = World::new();
+    let lane = world.add_lane(Duration::from_millis(1));
+    let id = world.open(0).unwrap();
+    world.pass(Duration::from_millis(50));
+    world.ends[0].end(CloseKind::Link, "enough");
+    world.pass(Duration::from_millis(50));
+    assert!(world.ends[0].is_leaving(lane) && world.ends[1].is_leaving(lane));
+    assert_eq!(world.ends[1].ended().unwrap().reason, "enough");
+    assert!(world.ends[1].ended().unwrap().for_good);
+    world.read(1, id, 10);
+    assert!(world.handles[1][&id].reset);
+}
