@@ -101,7 +101,7 @@ impl App {
             config.sites.iter().map(|site| setup(site, backends)).collect::<anyhow::Result<Vec<_>>>()?;
         let sites = Sites::new(setups, Pace::default());
         let settings = Settings { deadlines: config.deadlines, ..Settings::new(home_url.clone(), trust) };
-        let counted = counted(&home_end, &arrivals);
+        let counted = counted(&home_end, &arrivals, &routes);
         let parts = Parts {
             store: store.clone(),
             sites: sites.clone(),
@@ -261,13 +261,17 @@ fn relay_url(bound: &TcpListener, hub: &Hub) -> anyhow::Result<String> {
     })
 }
 
-fn counted(home_end: &HomeEnd, arrivals: &Arc<Arrivals>) -> Metrics {
+fn counted(home_end: &HomeEnd, arrivals: &Arc<Arrivals>, routes: &Arc<Routes>) -> Metrics {
     let counted = Metrics::new();
-    let (home_end, arrivals) = (home_end.clone(), Arc::clone(arrivals));
-    counted
-        .gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
-    counted.gauge("ticket_replays", "Knocks with another key than the first, since the start", move || {
-        i64::try_from(arrivals.replays()).unwrap_or(i64::MAX)
+    let (home_end, arrivals, routes) = (home_end.clone(), Arc::clone(arrivals), Arc::clone(routes));
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    counted.gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
+    counted.counters("ticket_replays", "Knocks with another key than the first", move || {
+        vec![(Vec::new(), number(arrivals.replays()))]
+    });
+    counted.counters("relay_answers", "Answers of the relays, by class of status", move || {
+        let of_class = |(class, n): (&str, u64)| (vec![("class".to_owned(), class.to_owned())], number(n));
+        routes.answers().map(of_class).collect()
     });
     counted
 }

@@ -15,7 +15,7 @@ use http::{Method, StatusCode};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -117,9 +117,18 @@ impl Metrics {
 
     /// Adds a family of gauges that is read at every scrape.
     pub fn gauges(&self, name: &str, help: &str, read: impl Fn() -> Readings + Send + Sync + 'static) {
-        let (name, help, read) = (name.to_owned(), help.to_owned(), Box::new(read));
+        self.read(MetricType::Gauge, name, help, Box::new(read));
+    }
+
+    /// Adds a family of counters that is read at every scrape.
+    pub fn counters(&self, name: &str, help: &str, read: impl Fn() -> Readings + Send + Sync + 'static) {
+        self.read(MetricType::Counter, name, help, Box::new(read));
+    }
+
+    fn read(&self, kind: MetricType, name: &str, help: &str, read: Box<dyn Fn() -> Readings + Send + Sync>) {
+        let (name, help) = (name.to_owned(), format!("{help}."));
         let mut registry = self.inner.registry.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        registry.register_collector(Box::new(Read { name, help, read }));
+        registry.register_collector(Box::new(Read { kind, name, help, read }));
     }
 
     /// Everything, as Prometheus scrapes it.
@@ -215,6 +224,7 @@ struct Seen {
 pub type Readings = Vec<(Vec<(String, String)>, i64)>;
 
 struct Read {
+    kind: MetricType,
     name: String,
     help: String,
     read: Box<dyn Fn() -> Readings + Send + Sync>,
@@ -228,18 +238,22 @@ impl fmt::Debug for Read {
 
 impl Collector for Read {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut family = encoder.encode_descriptor(&self.name, &self.help, None, MetricType::Gauge)?;
-        let readings = (self.read)();
-        if let [(labels, value)] = readings.as_slice()
-            && labels.is_empty()
-        {
-            return ConstGauge::new(*value).encode(family);
-        }
-        for (labels, value) in readings {
-            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        let mut family = encoder.encode_descriptor(&self.name, &self.help, None, self.kind)?;
+        for (labels, value) in (self.read)() {
+            let series = if labels.is_empty() { None } else { Some(family.encode_family(&labels)?) };
+            match (series, self.kind) {
+                (Some(series), MetricType::Counter) => count(value).encode(series)?,
+                (Some(series), _) => ConstGauge::new(value).encode(series)?,
+                (None, MetricType::Counter) => return count(value).encode(family),
+                (None, _) => return ConstGauge::new(value).encode(family), // a series without labels is the only one
+            }
         }
         Ok(())
     }
+}
+
+fn count(value: i64) -> ConstCounter<u64> {
+    ConstCounter::new(u64::try_from(value).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -253,14 +267,18 @@ mod tests {
         metrics.answered(&Method::from_bytes(b"BREW").unwrap(), "other", StatusCode::NOT_FOUND);
         metrics.refused("no_site");
         metrics.gauge("links", "Links now", || 7);
-        metrics.gauges("relayed", "By hub", || vec![(vec![("hub".into(), "a\"b".into())], 3)]);
+        metrics.gauges("waiting", "By hub", || vec![(vec![("hub".into(), "a\"b".into())], 3)]);
+        metrics.counters("relayed", "By class", || vec![(vec![("class".into(), "2xx".into())], 5)]);
+        metrics.counters("replays", "All", || vec![(vec![], 2)]);
         let text = metrics.text();
         for line in [
             r#"glidepath_api_answers_total{method="PUT",route="/v1/hubs/{hub}/servers/{key}",status="200"} 1"#,
             r#"glidepath_api_answers_total{method="other",route="other",status="404"} 1"#,
             r#"glidepath_refusals_total{reason="no_site"} 1"#,
             "glidepath_links 7",
-            r#"glidepath_relayed{hub="a\"b"} 3"#,
+            r#"glidepath_waiting{hub="a\"b"} 3"#,
+            r#"glidepath_relayed_total{class="2xx"} 5"#,
+            "glidepath_replays_total 2",
         ] {
             assert!(text.lines().any(|got| got == line), "{line}\nis not in\n{text}");
         }

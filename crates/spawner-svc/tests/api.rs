@@ -100,6 +100,9 @@ async fn every_bad_field_of_a_start_is_named_at_once_and_nothing_is_started() {
         "options": {"site": "fra", "cores": "many", "colour": "blue"},
     });
     let answer = house.ask(Method::PUT, &house.server("main", "ada", ""), "main", Some(wrong_values)).await;
+    let with_dots = json!({"spawn_id": "1", "argv": ["x"], "env": {}, "prefix": "/user/../ada/"});
+    let of_dots = house.ask(Method::PUT, &house.server("main", "ada", ""), "main", Some(with_dots)).await;
+    assert_eq!(of_dots.fields(), ["prefix"]);
     let all = [
         "argv",
         "env",

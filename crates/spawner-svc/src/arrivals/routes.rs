@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use glidepath_domain::names::{HubName, RunId};
@@ -70,6 +71,8 @@ pub struct BadPrefix {
 pub struct Routes {
     hubs: RwLock<HashMap<HubName, HubRoutes>>,
     changes: watch::Sender<u64>,
+    /// Answers of all relays since the start, by the first digit of their status.
+    answers: [AtomicU64; 6],
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +93,7 @@ struct Route {
 
 impl Default for Routes {
     fn default() -> Self {
-        Self { hubs: RwLock::default(), changes: watch::Sender::new(0) }
+        Self { hubs: RwLock::default(), changes: watch::Sender::new(0), answers: Default::default() }
     }
 }
 
@@ -144,6 +147,24 @@ impl Routes {
             Some(routes) => routes.find(raw_path),
             None => Found::Unknown,
         }
+    }
+
+    /// Counts an answer of a relay.
+    pub fn answered(&self, status: u16) {
+        if let Some(count) = self.answers.get(usize::from(status / 100)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Answers of all relays since the start: the class of the status, and how many.
+    pub fn answers(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let classes = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
+        classes.into_iter().zip(&self.answers).map(|(class, count)| (class, count.load(Ordering::Relaxed)))
+    }
+
+    /// Checks a service prefix as [`Routes::put`] will.
+    pub fn check_prefix(prefix: &str) -> Result<(), BadPrefix> {
+        prefix_key(prefix).map(drop)
     }
 
     /// Tells of every change, for whoever waits for a server to come back.

@@ -18,6 +18,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value};
 
 use super::forms::Offer;
+use crate::arrivals::routes::Routes;
 use crate::spawn::{RunView, SpawnOrder, Started};
 
 const SPAWN_ID_MAX_BYTES: usize = 128;
@@ -229,9 +230,11 @@ fn env(env: &BTreeMap<String, SecretString>, p: &mut Problems) {
 }
 
 fn prefix(prefix: &str, p: &mut Problems) {
-    let whole = prefix.starts_with('/') && prefix.ends_with('/') && prefix.len() <= PREFIX_MAX_BYTES;
-    if !whole || !printable(prefix) || prefix.contains(['?', '#', ' ']) {
+    if !prefix.ends_with('/') || prefix.len() > PREFIX_MAX_BYTES || !printable(prefix) || prefix.contains(' ')
+    {
         p.add("prefix", "must be JUPYTERHUB_SERVICE_PREFIX: a path that starts and ends with a slash");
+    } else {
+        p.keep("prefix", Routes::check_prefix(prefix));
     }
 }
 

@@ -22,7 +22,7 @@ use crate::arrivals::routes::Found;
 use crate::arrivals::upstream::{ConnectError, Exchange, Lease, OutBody, SendError, Upstream, told};
 use crate::proxy::body::{RelayBody, drain};
 use crate::proxy::headers::{has_token, strip_hop_by_hop, upgrade_wanted};
-use crate::proxy::refusal::Refusal;
+use crate::proxy::refusal::{MARK, Refusal};
 
 /// How long a body with `Expect: 100-continue` is held back for the server's word.
 const CONTINUE_WAIT: Duration = Duration::from_secs(3);
@@ -36,7 +36,7 @@ const SWITCH_BUFFER_BYTES: usize = 16 * 1024;
 /// Answers one request: with the server's response, or with a refusal.
 pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Response<RelayBody> {
     let asked_with = request.headers().clone();
-    match pass(&visit, request).await {
+    let response = match pass(&visit, request).await {
         Ok(response) => response,
         Err((refusal, unread)) => {
             if let Some(mut body) = unread {
@@ -44,7 +44,9 @@ pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Res
             }
             refusal.response(&asked_with).map(|text| RelayBody::Own(Full::new(text)))
         }
-    }
+    };
+    visit.relay.routes.answered(response.status().as_u16());
+    response
 }
 
 type Refused = (Refusal, Option<Incoming>);
@@ -222,6 +224,7 @@ fn inward(
         ));
     }
     strip_hop_by_hop(response.headers_mut());
+    response.headers_mut().remove(MARK);
     *response.version_mut() = Version::HTTP_11;
     let broke = Arc::clone(&visit.broke);
     Ok(response.map(|body| RelayBody::through(body, lease, broke)))
