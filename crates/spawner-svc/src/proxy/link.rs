@@ -5,6 +5,7 @@
 //! holds up the next; many agents behind one address are welcome, a flood from one is turned away at the door.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,12 +84,31 @@ async fn serve(
             let acceptor = TlsAcceptor::from(tls.config());
             match timeout(TLS_WAIT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => home_end.serve(stream, peer).await,
+                Ok(Err(error)) if is_of_trust(&error) => {
+                    tracing::warn!(%peer, %error, "a peer does not accept the link's certificate");
+                }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "a TLS handshake was not finished in time"),
             }
         }
     }
     drop(seat);
+}
+
+/// True when the peer turned our certificate down: an agent with another CA, or a certificate past its end.
+fn is_of_trust(error: &io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::AlertReceived(alert)) = inner else { return false };
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+    )
 }
 
 /// Renews the certificate where it is due. Files are read off the runtime's threads.

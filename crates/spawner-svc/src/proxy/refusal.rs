@@ -10,8 +10,8 @@ use http::{Response, StatusCode};
 /// Longest sentence that is shown, in characters.
 const SENTENCE_MAX: usize = 1000;
 
-/// Marks the relay's own answers, so that they are not taken for the server's.
-const MARK: HeaderName = HeaderName::from_static("x-glidepath");
+/// Marks the relay's own answers; taken off what a server sends, so that neither is taken for the other.
+pub(super) const MARK: HeaderName = HeaderName::from_static("x-glidepath");
 
 /// One answer in the relay's own name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,7 +22,8 @@ async fn house_in_bad_weather(server: &Server, resume_for: Duration) -> (House, 
 }
 
 async fn noticed(home: &Link) {
-    wait::until(SOON, "the cut to be noticed", || async { !matches!(home.state(), LinkState::Up { .. }) }).await;
+    wait::until(SOON, "the cut to be noticed", || async { !matches!(home.state(), LinkState::Up { .. }) })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

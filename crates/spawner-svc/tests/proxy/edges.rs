@@ -235,6 +235,14 @@ async fn a_servers_odd_responses_are_not_passed_on() {
 }
 
 #[tokio::test]
+async fn a_server_cannot_speak_in_the_relays_name() {
+    let server = Scripted::saying("HTTP/1.1 500 Oh\r\nx-glidepath: relay\r\ncontent-length: 0\r\n\r\n");
+    let house = House::with(DIRECT, server.socket.clone()).await;
+    let reply = house.told("GET /user/ada/ HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
+    assert!(reply.starts_with("HTTP/1.1 500 ") && !reply.contains("x-glidepath"), "{reply}");
+}
+
+#[tokio::test]
 async fn a_head_without_bounds_is_cut_off() {
     let mut server = Scripted::saying("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
     let house = House::with(DIRECT, server.socket.clone()).await;
