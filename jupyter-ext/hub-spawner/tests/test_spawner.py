@@ -384,6 +384,22 @@ async def test_the_form_is_the_services(spawner, service):
     assert service.bodies[1]["options"] == {"cores": "2"}
 
 
+async def test_the_form_tells_how_the_last_server_ended(spawner, service):
+    await service.set(KEY, run="01A", state="ready")
+    assert await spawner.poll() is None
+    await service.end(KEY, message=f"killed by signal 9 {HTML}")
+    await until(lambda: spawner.connection().feed.view(KEY).over)
+    form = await spawner.get_options_form()
+    assert "Killed by signal 9" in form
+    assert "one\n&lt;img" in form
+    assert "<img" not in form
+    assert form.endswith(service.form_html)
+    await service.set(KEY, run="01B", state="ready")
+    await service.end(KEY, "stopped")
+    await until(lambda: spawner.connection().feed.view(KEY).end.reason == "stopped")
+    assert await spawner.get_options_form() == service.form_html
+
+
 async def test_without_the_service_there_is_a_plain_form(spawner, service):
     await service.down()
     form = await spawner.get_options_form()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
+import os
 import shutil
 import socket
 import sys
@@ -57,7 +58,10 @@ def _register_page(c: Any, name: str, port: int, where_file: Path) -> None:
         {
             "name": name,
             "url": f"http://127.0.0.1:{port}",
-            "command": [sys.executable, "-m", "jupyterhub_glidepath.service", "--where", str(where_file)],
+            "command": [
+                *(sys.executable, "-m", "jupyterhub_glidepath.service"),
+                *("--where", str(where_file), "--hub", str(os.getpid())),
+            ],
             "oauth_no_confirm": True,
             "oauth_client_allowed_scopes": [OPERATE_SCOPE],
         },

@@ -1,7 +1,7 @@
 """The Hub service ``/services/glidepath/``: my servers, where and why, cancel; and the live form's answers.
 
-Runs as a process of its own, started by the Hub: ``python -m jupyterhub_glidepath.service --where FILE``. In: logged-in
-users of the Hub (OAuth). Out: pages, and calls of Glidepath's service with the Hub's secret, which is read from its
+Runs as a process of its own, started by the Hub: ``python -m jupyterhub_glidepath.service``. In: logged-in users of
+the Hub (OAuth). Out: pages, and calls of Glidepath's service with the Hub's secret, which is read from its
 0600 file at every call and never shown. Whoever is asked for is checked here: users reach their own servers,
 operators all. All text is escaped by the templates.
 """
@@ -355,7 +355,7 @@ _TOLD = {
 }
 
 
-async def _serve(where_file: Path) -> None:
+async def _serve(where_file: Path, hub_pid: int) -> None:
     url = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
     prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
     app = make_app(prefix, Where(where_file))
@@ -363,10 +363,9 @@ async def _serve(where_file: Path) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    parent = os.getppid()
-    while os.getppid() == parent and not await is_set_within(stop, PARENT_EVERY_S):
+    while os.getppid() == hub_pid and not await is_set_within(stop, PARENT_EVERY_S):
         pass
-    if os.getppid() != parent:  # the Hub was killed, and with it whoever would tidy up
+    if os.getppid() != hub_pid:  # the Hub was killed, and with it whoever would tidy up
         shutil.rmtree(where_file.parent, ignore_errors=True)
     server.stop()
     for client in app.settings["clients"].values():
@@ -377,8 +376,10 @@ def main() -> None:
     """The process that the Hub starts."""
     parser = argparse.ArgumentParser(description="Glidepath's page of servers; started by the Hub.")
     parser.add_argument("--where", type=Path, required=True, help="file that names the service, written by the Hub")
+    parser.add_argument("--hub", type=int, required=True, help="process id of that Hub; the page ends with it")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    asyncio.run(_serve(parser.parse_args().where))
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.where, arguments.hub))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from jupyterhub_glidepath import progress
 from jupyterhub_glidepath.client import Refused, Unreachable
 from jupyterhub_glidepath.connection import Connection, Where, connect, connected
 from jupyterhub_glidepath.embedded import HubFacts, secret_file
-from jupyterhub_glidepath.form import options_from_form, static_form
+from jupyterhub_glidepath.form import last_end, options_from_form, static_form
 from jupyterhub_glidepath.keys import ServerKey
 from jupyterhub_glidepath.refusal import leave_uncounted, refusal
 from jupyterhub_glidepath.wire import ServerView, Started
@@ -257,7 +257,9 @@ class GlidepathSpawner(Spawner):
             return str(await super().get_options_form())
         try:
             who = await self._who()
-            return await self.connection().client.form(who | {"live_url": self._live_url()})
+            connection = self.connection()
+            form = await connection.client.form(who | {"live_url": self._live_url()})
+            return last_end(connection.feed.view(self._key)) + form
         except (Unreachable, Refused) as error:
             self.log.warning("The options form for %s is a plain one: %s", self._log_name, error)
             return static_form("The list of sites cannot be shown at the moment.")
