@@ -199,7 +199,10 @@ impl ProcessConfig {
             if !there.is_dir() {
                 told.push(("work_root".to_owned(), format!("{} is no folder", there.display())));
             } else if let Err(why) = writable {
-                told.push(("work_root".to_owned(), format!("cannot write in {}: {}", there.display(), why.desc())));
+                told.push((
+                    "work_root".to_owned(),
+                    format!("cannot write in {}: {}", there.display(), why.desc()),
+                ));
             }
         }
         told
