@@ -203,7 +203,8 @@ impl ServerKey {
         else {
             return Err(bad("does not have the three parts hub.user.server"));
         };
-        let unescaped = |part| unescape(part).ok_or_else(|| bad("has a part that is not escaped as it must be"));
+        let unescaped =
+            |part| unescape(part).ok_or_else(|| bad("has a part that is not escaped as it must be"));
         Ok(Self {
             hub: HubName::parse(&unescaped(hub)?)?,
             user: UserName::parse(&unescaped(user)?)?,
@@ -425,7 +426,9 @@ mod tests {
 
     #[test]
     fn another_spelling_of_the_same_key_is_refused() {
-        for raw in ["main._61da.", "main.ada", "main.ada.x.y", "main.a_4.", "main.a_4G.", "main._C3_BC.", "", ".."] {
+        for raw in
+            ["main._61da.", "main.ada", "main.ada.x.y", "main.a_4.", "main.a_4G.", "main._C3_BC.", "", ".."]
+        {
             assert!(ServerKey::parse_full(raw).is_err(), "{raw}");
         }
     }
@@ -433,7 +436,10 @@ mod tests {
     #[test]
     fn names_say_what_is_wrong_with_them() {
         let told = SiteName::parse("Far Site").unwrap_err().to_string();
-        assert_eq!(told, r#"site name "Far Site" must be 1 to 63 of a-z, 0-9 and -, with no - at either end"#);
+        assert_eq!(
+            told,
+            r#"site name "Far Site" must be 1 to 63 of a-z, 0-9 and -, with no - at either end"#
+        );
         assert!(UserName::parse("").is_err());
         assert!(UserName::parse("a/b").is_err());
         assert!(UserName::parse(&"ü".repeat(255)).is_ok());
@@ -444,7 +450,13 @@ mod tests {
     fn an_attempt_reads_back() {
         let attempt = Attempt { run: RunId::from_parts(1_700_000_000_000, 7), number: 3 };
         assert_eq!(Attempt::parse(&attempt.to_string()).unwrap(), attempt);
-        for raw in ["", "x-1", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01ARZ3NDEKTSV4RRFFQ69G5FAV-01", "01ARZ3NDEKTSV4RRFFQ69G5FAV-+1"] {
+        for raw in [
+            "",
+            "x-1",
+            "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "01ARZ3NDEKTSV4RRFFQ69G5FAV-01",
+            "01ARZ3NDEKTSV4RRFFQ69G5FAV-+1",
+        ] {
             assert!(Attempt::parse(raw).is_err(), "{raw}");
         }
     }

@@ -265,7 +265,8 @@ fn counted(home_end: &HomeEnd, arrivals: &Arc<Arrivals>, routes: &Arc<Routes>) -
     let counted = Metrics::new();
     let (home_end, arrivals, routes) = (home_end.clone(), Arc::clone(arrivals), Arc::clone(routes));
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    counted.gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
+    counted
+        .gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
     counted.counters("ticket_replays", "Knocks with another key than the first", move || {
         vec![(Vec::new(), number(arrivals.replays()))]
     });
