@@ -448,3 +448,6 @@ async fn sweep(home: Weak<Home>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

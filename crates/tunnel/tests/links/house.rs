@@ -176,7 +176,6 @@ pub(crate) async fn up(link: &Link, wanted: usize) {
 /// A line that forwards connections to a target and can be cut in several ways.
 pub(crate) struct Line {
     pub(crate) address: SocketAddr,
-    pub(crate) connections: Arc<AtomicUsize>,
     mode: watch::Sender<Mode>,
     target: Arc<Mutex<SocketAddr>>,
     _task: JoinSet<()>,
@@ -197,18 +196,16 @@ impl Line {
         let address = listener.local_addr().unwrap();
         let (mode, watched) = watch::channel(Mode::Flow);
         let target = Arc::new(Mutex::new(target));
-        let connections = Arc::new(AtomicUsize::new(0));
-        let (aim, count) = (target.clone(), connections.clone());
+        let aim = target.clone();
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut pipes = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
                 let (aim, watched) = (*aim.lock().unwrap(), watched.clone());
                 pipes.spawn(pipe(near, aim, watched));
             }
         });
-        Line { address, connections, mode, target, _task: task }
+        Line { address, mode, target, _task: task }
     }
 
     pub(crate) fn url(&self) -> String {
