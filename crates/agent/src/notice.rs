@@ -1,7 +1,8 @@
 //! Tells the user, before the agent acts, that the server will be ended.
 //!
-//! A notice goes to the server's log, and to a small JSON file whose path the server finds in `GLIDEPATH_NOTICE_FILE`:
-//! `{"text": …, "ends_at": <unix seconds>}`, replaced as a whole, removed when it holds no more.
+//! A notice goes to the server's log; to a small JSON file whose path the server finds in `GLIDEPATH_NOTICE_FILE`:
+//! `{"text": …, "ends_at": <unix seconds>}`; and to a file in the folder that the server started in, where JupyterLab's
+//! file browser shows it whatever the user's image holds. Files are replaced as a whole, and removed when they hold no more.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -13,17 +14,27 @@ use crate::output::Output;
 
 /// Name of the file in the job's folder.
 pub const NOTICE_NAME: &str = "notice.json";
+/// Name of the file that users see in JupyterLab's file browser.
+pub const SHOWN_NAME: &str = "THIS SERVER ENDS SOON.md";
 
 /// Where notices go.
 pub struct Notices {
     output: Output,
     file: Option<PathBuf>,
+    shown: Option<PathBuf>,
 }
 
 impl Notices {
     /// Notices into the log, and into the file when there is a place for one.
     pub fn new(output: Output, file: Option<PathBuf>) -> Self {
-        Notices { output, file }
+        Notices { output, file, shown: None }
+    }
+
+    /// From here on also into the folder where the server starts. What an earlier server left there goes.
+    pub fn show_in(&mut self, folder: &Path) {
+        let shown = folder.join(SHOWN_NAME);
+        let _ = std::fs::remove_file(&shown);
+        self.shown = Some(shown);
     }
 
     /// Says that the server ends in so long.
@@ -31,10 +42,13 @@ impl Notices {
         self.output.say(text);
         let ends_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + ends_in;
         let notice = serde_json::json!({ "text": text, "ends_at": ends_at.as_secs() });
-        if let Some(path) = &self.file
-            && let Err(error) = replace(path, notice.to_string().as_bytes())
-        {
-            tracing::warn!(path = %path.display(), %error, "the notice is in the server's log only");
+        let page = format!("# This server ends soon\n\n{text}\n");
+        for (path, content) in [(&self.file, notice.to_string()), (&self.shown, page)] {
+            if let Some(path) = path
+                && let Err(error) = replace(path, content.as_bytes())
+            {
+                tracing::warn!(path = %path.display(), %error, "the notice could not be written there");
+            }
         }
     }
 
@@ -46,7 +60,12 @@ impl Notices {
     /// Takes the warning back.
     pub fn clear(&self, text: &str) {
         self.output.say(text);
-        if let Some(path) = &self.file {
+        self.remove();
+    }
+
+    /// Leaves no warning behind: whoever starts the next server would take it for theirs.
+    pub fn remove(&self) {
+        for path in [&self.file, &self.shown].into_iter().flatten() {
             let _ = std::fs::remove_file(path);
         }
     }

@@ -206,6 +206,7 @@ impl Session {
             }
         };
         self.target.send_replace(Some(launch.target.clone()));
+        self.notices.show_in(&launch.folder);
         self.reporter.phase(Phase::Starting);
         let (exit, ending) = match self.watch(&mut server, &launch.target, walltime).await {
             Watched::Exited(exit) => (exit, None),
@@ -213,6 +214,7 @@ impl Session {
         };
         self.target.send_replace(None);
         let over = server.over(exit, &self.place.attempt).await;
+        self.notices.remove();
         drop(launch); // and with it the socket
         (server_end(&over, ending.as_ref()), ending)
     }

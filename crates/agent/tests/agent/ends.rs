@@ -147,14 +147,20 @@ async fn the_walltime_ends_the_server_kindly_after_a_warning() {
     let mut home = Home::open().await;
     let mut job = Job::start(home.address);
     let mut control = home.control().await;
-    let mut order =
-        script("trap 'cat \"$GLIDEPATH_NOTICE_FILE\"; echo; exit 0' TERM; while :; do sleep 0.05; done");
+    let mut order = script(
+        "trap 'cat \"$GLIDEPATH_NOTICE_FILE\" THIS*; echo; exit 0' TERM; while :; do sleep 0.05; done",
+    );
     order.walltime_s = 2;
     control.launch(order).await;
     let (end, report) = control.ended().await;
     assert_eq!((end.exit_code, end.cause), (Some(0), EndCause::Walltime));
     let lines = report.last_lines.join("\n");
-    let told = ["this server's time is over in", "it lived for the 2 seconds", "\"ends_at\":"];
+    let told = [
+        "this server's time is over in",
+        "it lived for the 2 seconds",
+        "\"ends_at\":",
+        "# This server ends soon",
+    ];
     assert!(told.iter().all(|text| lines.contains(text)), "{lines}");
     assert_eq!(job.exit().await, 0);
 }
