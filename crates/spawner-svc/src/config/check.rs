@@ -506,12 +506,24 @@ fn limits(key: &str, file: &LimitsFile, p: &mut Problems) -> Limits {
         p.add(format!("{key}.{field}"), "must be 1 or more; leave it out for no limit");
     }
     Limits {
-        cores: file.cores,
-        memory_mb: file.memory_mb,
+        cores: file.cores.or_else(machine_cores),
+        memory_mb: file.memory_mb.or_else(machine_memory_mb),
         walltime_min: file.walltime_min,
         servers_per_user: file.servers_per_user,
         servers: file.servers,
     }
+}
+
+/// Where the operator sets no limit: a process of this machine never gets more cores than there are.
+fn machine_cores() -> Option<u32> {
+    std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok())
+}
+
+/// As [`machine_cores`], in MiB.
+fn machine_memory_mb() -> Option<u64> {
+    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = told.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
 fn backend(
