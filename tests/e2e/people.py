@@ -101,7 +101,10 @@ class Person:
     def url(self, path: str = "", server: str = "") -> str:
         """Of the user's own server, as the outside sees it."""
         name = f"{quote(server)}/" if server else ""
-        return f"{self.house.url}user/{quote(self.name)}/{name}{path}"
+        home = self.house.url
+        if self.house.settings["subdomain_host"]:
+            home = home.replace("http://", f"http://{self.name}.", 1)
+        return f"{home}user/{quote(self.name)}/{name}{path}"
 
     def ask(self, method: str, path: str, server: str = "", **more: Any) -> requests.Response:
         """The server's own API, with a token."""

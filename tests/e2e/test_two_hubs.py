@@ -46,6 +46,8 @@ def test_the_same_user_of_two_hubs_has_two_servers(two_hubs: tuple[House, House]
     assert len(runs) == 2
     pids = {house.person("stub-well").ask("GET", "api").json()["pid"] for house in (east, west)}
     assert len(pids) == 2
+    for house in (east, west):
+        house.stopped("stub-well")
 
 
 def test_no_host_header_leads_to_the_other_hubs_server(two_hubs: tuple[House, House]) -> None:
@@ -61,6 +63,8 @@ def test_no_host_header_leads_to_the_other_hubs_server(two_hubs: tuple[House, Ho
             value = f"host={value}" if header == "Forwarded" else value
             reply = requests.get(relays[house] + "/user/stub-well/api", headers={header: value}, timeout=20)
             assert reply.json()["pid"] == own[house], header
+    for house in (east, west):
+        house.stopped("stub-well")
 
 
 def test_one_hubs_secret_opens_nothing_of_the_other(two_hubs: tuple[House, House]) -> None:
@@ -72,6 +76,7 @@ def test_one_hubs_secret_opens_nothing_of_the_other(two_hubs: tuple[House, House
         reply = requests.get(base + path, headers={"Authorization": f"Bearer {secret}"}, timeout=20)
         assert reply.status_code in (403, 404), f"{path}: {reply.status_code} {reply.text}"
         assert "run" not in reply.text or "stub-well" not in reply.text
+    west.stopped("stub-well")
 
 
 @pytest.mark.parametrize(
@@ -82,11 +87,16 @@ def test_one_hubs_secret_opens_nothing_of_the_other(two_hubs: tuple[House, House
 def test_a_person_logs_in_and_works_below(tmp_path: Path, base_url: str, subdomain: str) -> None:
     tmp_path.chmod(0o711)
     with House(tmp_path, base_url=base_url, subdomain=subdomain) as house:
-        reply = house.ask_for("ada", site="here")
-        assert reply.status_code in (201, 202), reply.text
-        house.wait_ready("ada")
-        relay = house.service.view("ada")["url"]
         person = house.person("ada")
+        person.login()
+        assert "This machine" in person.form()
+        person.choose(site="here", cores=1)
+        assert person.progress()[-1].get("ready")
+        lab = person.lab()
+        assert lab.status_code == 200 and "jupyter-config-data" in lab.text, lab.text[:1000]
+        with person.kernel() as kernel:
+            assert kernel.run("print(6 * 7)") == "42"
+        relay = house.service.view("ada")["url"]
         prefix = f"{base_url}user/ada/"
         answer = requests.get(
             f"{relay}{prefix}api/status", headers={"Authorization": f"token {person.token}"}, timeout=20
