@@ -17,12 +17,14 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::ServerConfig;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier as _;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -219,7 +221,7 @@ impl Source {
             }
             Self::Files { cert, key } => {
                 let seen = file_times(cert, key);
-                let made = Arc::new(read_pair(cert, key)?);
+                let made = Arc::new(read_pair(cert, key, now)?);
                 Ok(Made { key: made, renew: Renew::WhenFilesDifferFrom(seen) })
             }
         }
@@ -332,7 +334,7 @@ fn read_ca_key(path: &Path) -> Result<KeyPair, TlsError> {
     })
 }
 
-fn read_pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+fn read_pair(cert: &Path, key: &Path, now: SystemTime) -> Result<CertifiedKey, TlsError> {
     let bad = |path: &Path, why: String| TlsError::Content { path: path.to_owned(), why };
     let chain =
         CertificateDer::pem_slice_iter(read(cert)?.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(
@@ -344,6 +346,9 @@ fn read_pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
             "holds no certificate; give the server's certificate first, then its chain".into(),
         ));
     }
+    if let Some(why) = out_of_time(&chain, now) {
+        return Err(bad(cert, why));
+    }
     refuse_exposed(key, 0o007)?;
     let private = PrivateKeyDer::from_pem_slice(read(key)?.as_bytes()).map_err(|error| {
         bad(key, format!("holds no private key ({error}); give it unencrypted in PEM form"))
@@ -351,6 +356,26 @@ fn read_pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     CertifiedKey::from_der(chain, private, &ring::default_provider()).map_err(|error| {
         bad(key, format!("does not fit the certificate in {} ({error}); give the pair", cert.display()))
     })
+}
+
+/// Why agents would turn the first certificate down for its dates. Who signed it is not looked at: that is for the
+/// agents to trust.
+fn out_of_time(chain: &[CertificateDer<'static>], now: SystemTime) -> Option<String> {
+    let mut any_root = RootCertStore::empty();
+    any_root.add_parsable_certificates(chain.last().cloned());
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(any_root), provider).build().ok()?;
+    let any_name = ServerName::try_from("localhost").ok()?;
+    let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    match verifier.verify_server_cert(&chain[0], &chain[1..], &any_name, &[], now) {
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => Some("has expired; renew it".to_owned()),
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        )) => Some("is not valid yet; check its dates and this machine's clock".to_owned()),
+        _ => None,
+    }
 }
 
 fn file_times(cert: &Path, key: &Path) -> [Option<SystemTime>; 2] {

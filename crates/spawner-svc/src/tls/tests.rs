@@ -2,11 +2,6 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::ServerCertVerifier as _;
-use rustls::{RootCertStore, server::ParsedCertificate};
-use rustls_pki_types::{ServerName, UnixTime};
-
 use super::*;
 
 fn hosts(names: &[&str]) -> Vec<String> {
@@ -20,7 +15,6 @@ fn accepts(ca_pem: &str, tls: &ServerTls, name: &str, at: SystemTime) -> bool {
     let provider = Arc::new(ring::default_provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
     let key = Arc::clone(&tls.keeper.current.read().unwrap());
-    ParsedCertificate::try_from(&key.cert[0]).unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap());
     verifier.verify_server_cert(&key.cert[0], &key.cert[1..], &name, &[], at).is_ok()
@@ -154,4 +148,33 @@ fn the_operators_files_are_refused_in_a_sentence() {
     assert!(told(&cert, &open).contains("holds no private key"), "{}", told(&cert, &open));
     fs::write(&open, KeyPair::generate().unwrap().serialize_pem()).unwrap();
     assert!(told(&cert, &open).contains("does not fit the certificate in"), "{}", told(&cert, &open));
+}
+
+#[test]
+fn a_certificate_past_or_before_its_time_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (self_signed, days, why) in [
+        (true, [-20, -10], "has expired; renew it"),
+        (false, [-20, -10], "has expired"),
+        (false, [10, 20], "is not valid yet"),
+    ] {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["op.example".to_owned()]).unwrap();
+        let at = |days: i64| {
+            rcgen::date_time_ymd(1970, 1, 1)
+                + Duration::from_secs(now_days().saturating_add_signed(days) * 86_400)
+        };
+        (params.not_before, params.not_after) = (at(days[0]), at(days[1]));
+        let authority = Issuer::new(ca_params(SystemTime::now()), KeyPair::generate().unwrap());
+        let made = if self_signed { params.self_signed(&key) } else { params.signed_by(&key, &authority) };
+        let (cert, key_path) = pair(dir.path());
+        fs::write(&cert, made.unwrap().pem()).unwrap();
+        fs::write(&key_path, key.serialize_pem()).unwrap();
+        let told = load(&cert, &key_path).unwrap_err().to_string();
+        assert!(told.contains(why), "{told}");
+    }
+}
+
+fn now_days() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 86_400
 }
