@@ -57,6 +57,13 @@ async def test_nothing_but_a_clear_no_is_a_refusal(client, service):
         await client.view(KEY)
 
 
+async def test_a_kept_connection_that_is_closed_is_no_outage(client, service):
+    await client.form({"user": "ada"})
+    await service.down()
+    await service.up()
+    assert await client.form({"user": "ada"}) == service.form_html
+
+
 async def test_a_server_that_never_was_is_over_and_not_an_error(client):
     assert (await client.view(KEY)).over
 

@@ -23,6 +23,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.3)
     monkeypatch.setattr(module, "RETRY_MOST_S", 0.3)
     monkeypatch.setattr(module, "FIRST_LOOK_S", 1.0)
+    monkeypatch.setattr(module, "FORM_PATIENCE_S", 0.5)
 
 
 # ---- start ----------------------------------------------------------------------------------------------------
@@ -356,6 +357,10 @@ async def test_get_url_returns_when_the_run_has_ended_and_the_hub_need_not_wait(
     await service.end(KEY, "cancelled")
     assert await asyncio.wait_for(asking, 5) == spawner.server.url
     assert spawner.http_timeout == 1
+    starting = asyncio.create_task(spawner.start())
+    await until(lambda: service.servers[KEY]["state"] == "queued")
+    assert spawner.http_timeout > 60, "as the operator set it, for the next server"
+    starting.cancel()
 
 
 async def test_get_url_never_raises(spawner, service, monkeypatch):

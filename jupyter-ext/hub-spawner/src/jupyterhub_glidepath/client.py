@@ -2,7 +2,8 @@
 
 In: where the service is, the hub's name, where its secret lies. Out: values of :mod:`~jupyterhub_glidepath.wire`, or
 one of two errors: :class:`Refused` (the service said no, and why) and :class:`Unreachable` (nobody can tell what is:
-repeating is right, ending anything is not). Every call has a timeout over the whole of it. Nothing is retried here.
+repeating is right, ending anything is not). Every call has a timeout over the whole of it. Nothing is retried here but
+a call on a kept connection that turns out closed: every call may be repeated.
 """
 
 from __future__ import annotations
@@ -220,7 +221,8 @@ class Client:
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> Any:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body else {})
-        try:
+
+        async def once() -> Any:
             async with await self._request(
                 method,
                 f"hubs/{self._hub}/{path}",
@@ -230,6 +232,12 @@ class Client:
                 body=json.dumps(body) if body is not None else None,
             ) as reply:
                 return await self._answer(reply)
+
+        try:
+            try:
+                return await once()
+            except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+                return await once()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise Unreachable(_reason(error)) from error
 

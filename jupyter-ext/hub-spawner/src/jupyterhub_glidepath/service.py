@@ -377,7 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Glidepath's page of servers; started by the Hub.")
     parser.add_argument("--where", type=Path, required=True, help="file that names the service, written by the Hub")
     parser.add_argument("--hub", type=int, required=True, help="process id of that Hub; the page ends with it")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = parser.parse_args()
     asyncio.run(_serve(arguments.where, arguments.hub))
 

@@ -38,6 +38,8 @@ RETRY_FIRST_S = 0.25
 RETRY_MOST_S = 5.0
 #: The Hub's last look at a server that has ended: no need to wait for it.
 PROBE_ENDED_S = 1
+#: A page may wait so long for the form of a service that is being started again.
+FORM_PATIENCE_S = 3.0
 #: At most so many probes of relays at once, over all spawners of this process.
 PROBES_AT_ONCE = 32
 #: So long one DELETE waits in the service for the end.
@@ -167,6 +169,8 @@ class GlidepathSpawner(Spawner):
     _starting = False
     #: No run of ours can be there: start() gave up before the service answered.
     _gave_up = False
+    #: What the operator set, while the Hub need not wait for a server that has ended.
+    _http_timeout_set = 0
     #: OAuth client as the Hub made it for the spawn under way.
     _oauth_client_as_made: tuple[list[str], str] | None = None
     _telling_end: asyncio.Task[None] | None = None
@@ -177,6 +181,8 @@ class GlidepathSpawner(Spawner):
         """Starts the server, or finds it alive; returns the relay's URL when the server answers."""
         leave_uncounted(self)
         self._starting, self._gave_up = True, False
+        if self._http_timeout_set:
+            self.http_timeout, self._http_timeout_set = self._http_timeout_set, 0
         try:
             self._refuse_internal_ssl()
             return await asyncio.wait_for(self._start(), max(1.0, self.start_timeout - 2.0))
@@ -256,10 +262,7 @@ class GlidepathSpawner(Spawner):
         if self.options_form:
             return str(await super().get_options_form())
         try:
-            who = await self._who()
-            connection = self.connection()
-            form = await connection.client.form(who | {"live_url": self._live_url()})
-            return last_end(connection.feed.view(self._key)) + form
+            return await self._service_form()
         except (Unreachable, Refused) as error:
             self.log.warning("The options form for %s is a plain one: %s", self._log_name, error)
             return static_form("The list of sites cannot be shown at the moment.")
@@ -431,7 +434,7 @@ class GlidepathSpawner(Spawner):
             view = connection.feed.take(await connection.client.view(self._key))
         if view.over:
             # The Hub's probe then fails and it cleans up: let it do so soon.
-            self.http_timeout = PROBE_ENDED_S
+            self._http_timeout_set, self.http_timeout = self._http_timeout_set or self.http_timeout, PROBE_ENDED_S
             return str(self.server.url)
         if view.state == "ready" and view.url:
             async with _probing():
@@ -519,6 +522,19 @@ class GlidepathSpawner(Spawner):
                 "Glidepath does not support JupyterHub.internal_ssl yet; its links are encrypted by themselves.",
                 reason="internal_ssl",
             )
+
+    async def _service_form(self) -> str:
+        """The service's form; a service that is just being started again is waited for."""
+        connection, deadline = self.connection(), time.monotonic() + FORM_PATIENCE_S
+        who = await self._who() | {"live_url": self._live_url()}
+        while True:
+            try:
+                form = await connection.client.form(who)
+                return last_end(connection.feed.view(self._key)) + form
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(RETRY_FIRST_S)
 
     async def _auth_state(self) -> dict[str, str]:
         if not self.auth_state_fields:
