@@ -59,6 +59,8 @@ pub struct SpawnOrder {
     pub prefix: String,
     /// Folder to start in; the home when absent.
     pub working_dir: Option<String>,
+    /// The fields of `auth_state` that the operator named; sealed with the order, never sent to a site.
+    pub auth_state: BTreeMap<String, SecretString>,
 }
 
 impl fmt::Debug for SpawnOrder {

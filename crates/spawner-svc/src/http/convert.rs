@@ -57,6 +57,7 @@ pub(super) fn order(key: ServerKey, body: StartBody, offer: &Offer) -> Result<Sp
         env: body.env,
         prefix: body.prefix,
         working_dir: body.working_dir,
+        auth_state: body.auth_state,
     });
     problems.or(order)
 }

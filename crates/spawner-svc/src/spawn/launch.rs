@@ -24,16 +24,19 @@ pub(super) struct SealedOrder {
     env: BTreeMap<String, String>,
     prefix: String,
     working_dir: Option<String>,
+    /// Fields of the user's `auth_state`, kept for whoever fetches tokens for this run. Never part of a launch.
+    #[serde(default)]
+    auth_state: BTreeMap<String, String>,
 }
 
 impl SealedOrder {
     pub(super) fn new(order: &super::SpawnOrder) -> Self {
-        let env = order.env.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
         Self {
             argv: order.argv.clone(),
-            env: env.collect(),
+            env: exposed(&order.env),
             prefix: order.prefix.clone(),
             working_dir: order.working_dir.clone(),
+            auth_state: exposed(&order.auth_state),
         }
     }
 
@@ -82,6 +85,10 @@ impl SealedOrder {
     }
 }
 
+fn exposed(secrets: &BTreeMap<String, SecretString>) -> BTreeMap<String, String> {
+    secrets.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect()
+}
+
 /// The dial file of one attempt, as JSON.
 pub(super) fn dial_file(
     attempt: Attempt,
@@ -124,6 +131,7 @@ mod tests {
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             prefix: "/user/ada/".to_owned(),
             working_dir: None,
+            auth_state: BTreeMap::from([("access_token".to_owned(), "of-ada".to_owned())]),
         }
     }
 
@@ -160,5 +168,12 @@ mod tests {
     fn a_sealed_order_reads_back_with_its_token() {
         let read = SealedOrder::read(&order(&["x"]).text().unwrap()).unwrap();
         assert_eq!(read.hub_token().unwrap().expose_secret(), "t0ken");
+        assert_eq!(read.auth_state["access_token"], "of-ada");
+    }
+
+    #[test]
+    fn auth_state_is_kept_and_goes_to_no_site() {
+        let launch = launched(&["jupyterhub-singleuser"], ListenOn::UnixSocket);
+        assert!(!serde_json::to_string(&launch).unwrap().contains("of-ada"));
     }
 }

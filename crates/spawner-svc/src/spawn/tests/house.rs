@@ -222,6 +222,7 @@ pub(super) fn order(user: &str, spawn_id: &str) -> SpawnOrder {
         env: env.into_iter().map(|(name, value)| (name.to_owned(), SecretString::from(value))).collect(),
         prefix: format!("/user/{user}/"),
         working_dir: None,
+        auth_state: BTreeMap::new(),
     }
 }
 
