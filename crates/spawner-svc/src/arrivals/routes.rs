@@ -27,6 +27,12 @@ const PREFIX_MAX_SEGMENTS: usize = 32;
 pub enum RouteState {
     /// It has answered. Stays so while its link is cut or being made anew: the relay does the waiting.
     Ready(Arc<Upstream>),
+    /// It has answered and cannot be reached now: the service was started again and its agent has not come back yet.
+    /// Its paths stay its own, and requests wait for it as for a cut link.
+    Away {
+        /// For the user, as plain text.
+        message: String,
+    },
     /// It has never answered yet; the sentence says what it waits for.
     Waiting {
         /// For the user, as plain text.
@@ -44,6 +50,11 @@ pub enum RouteState {
 pub enum Found {
     /// A server that can be asked.
     Ready(Arc<Upstream>),
+    /// A server that will be there again.
+    Away {
+        /// What is known of it, as plain text.
+        message: String,
+    },
     /// A server that is on its way.
     Waiting {
         /// What it waits for, as plain text.
@@ -138,8 +149,8 @@ impl Routes {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Finds the server of a raw request path (with or without a query): the longest ready prefix of it; if none is
-    /// ready, the longest that waits; if none waits, the longest that ended.
+    /// Finds the server of a raw request path (with or without a query): the longest prefix of it whose server has
+    /// answered (ready or away); if there is none, the longest that waits; if none waits, the longest that ended.
     #[must_use]
     pub fn find(&self, hub: &HubName, raw_path: &str) -> Found {
         let hubs = self.hubs.read().unwrap_or_else(PoisonError::into_inner);
@@ -213,7 +224,7 @@ impl Found {
             Self::Unknown => 0,
             Self::Ended { .. } => 1,
             Self::Waiting { .. } => 2,
-            Self::Ready(_) => 3,
+            Self::Away { .. } | Self::Ready(_) => 3,
         }
     }
 }
@@ -222,6 +233,7 @@ impl From<&RouteState> for Found {
     fn from(state: &RouteState) -> Self {
         match state {
             RouteState::Ready(upstream) => Self::Ready(Arc::clone(upstream)),
+            RouteState::Away { message } => Self::Away { message: message.clone() },
             RouteState::Waiting { message } => Self::Waiting { message: message.clone() },
             RouteState::Ended { message } => Self::Ended { message: message.clone() },
         }

@@ -84,6 +84,7 @@ struct Agent {
 #[derive(PartialEq)]
 enum Routed {
     Ready(usize),
+    Away(String),
     Waiting(String),
     Ended(String),
 }
@@ -329,6 +330,7 @@ impl Driver {
             (State::Ready, Some(upstream)) => {
                 (Routed::Ready(Arc::as_ptr(upstream) as usize), RouteState::Ready(Arc::clone(upstream)))
             }
+            (State::Ready, None) => (Routed::Away(message.clone()), RouteState::Away { message }),
             (State::Ended, _) => (Routed::Ended(message.clone()), RouteState::Ended { message }),
             (_, _) => (Routed::Waiting(message.clone()), RouteState::Waiting { message }),
         };

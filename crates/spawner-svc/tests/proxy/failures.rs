@@ -159,6 +159,23 @@ async fn a_request_waits_for_a_new_link_and_takes_it() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_away_is_waited_for_and_its_paths_stay_its_own() {
+    let (default, named) = (Scripted::saying(reply_of("one")), Scripted::saying(reply_of("two")));
+    let house = House::empty("main").await;
+    house.ready("/user/ada/", Upstream::direct(run(1), own(default.socket.clone())));
+    let away = || RouteState::Away { message: "its agent has not come back yet".into() };
+    house.routes.put(&house.hub, "/user/ada/lab/", run(2), away()).unwrap();
+    let mut client = house.client().await;
+    client.send(GET.replace("/user/ada/", "/user/ada/lab/")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    house.ready("/user/ada/lab/", Upstream::direct(run(2), own(named.socket.clone())));
+    assert!(client.rest().await.ends_with("two"));
+    house.routes.put(&house.hub, "/user/ada/lab/", run(2), away()).unwrap();
+    let reply = house.told(&GET.replace("/user/ada/", "/user/ada/lab/")).await;
+    assert!(reply.starts_with("HTTP/1.1 503 ") && reply.contains("has not come back yet"), "{reply}");
+}
+
+#[tokio::test]
 async fn a_link_that_stays_cut_is_a_503_after_ten_seconds() {
     let house = House::empty("main").await;
     let config = HomeConfig { resume_for: Duration::from_secs(60), ..HomeConfig::default() };

@@ -40,6 +40,7 @@ fn seen_at(routes: &Routes, at: &str, path: &str) -> String {
             let number = (1..1000).find(|number| run(*number) == upstream.run()).unwrap();
             number.to_string()
         }
+        Found::Away { .. } => "away".into(),
         Found::Waiting { .. } => "waiting".into(),
         Found::Ended { message } => message,
         Found::Unknown => "unknown".into(),
@@ -138,6 +139,14 @@ fn a_named_server_takes_its_paths_when_it_is_ready_and_not_before() {
     assert_eq!(seen(&routes, "/user/ada/labs"), "1");
     routes.put(&hub("main"), "/user/ada/lab/", run(2), ended("over")).unwrap();
     assert_eq!(seen(&routes, "/user/ada/lab/tree"), "1");
+}
+
+#[test]
+fn a_named_server_that_is_away_keeps_its_paths() {
+    let away = RouteState::Away { message: "not answering".into() };
+    let routes = with(vec![("/user/ada/", 1, ready(1)), ("/user/ada/lab/", 2, away)]);
+    assert_eq!(seen(&routes, "/user/ada/lab/api/kernels/1"), "away");
+    assert_eq!(seen(&routes, "/user/ada/tree"), "1");
 }
 
 #[test]

@@ -33,6 +33,8 @@ const SWITCH_WAIT: Duration = Duration::from_secs(10);
 /// Buffer of each direction of an upgraded connection.
 const SWITCH_BUFFER_BYTES: usize = 16 * 1024;
 
+const NOT_ANSWERING: &str = "Your server is not answering";
+
 /// Answers one request: with the server's response, or with a refusal.
 pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Response<RelayBody> {
     let asked_with = request.headers().clone();
@@ -87,8 +89,14 @@ async fn reach(relay: &Relay, path: &str) -> Result<Arc<Upstream>, Refusal> {
     let mut changes = relay.routes.changes();
     loop {
         changes.borrow_and_update();
-        let upstream = match relay.routes.find(&relay.hub, path) {
-            Found::Ready(upstream) => upstream,
+        // The agent dials again by itself, and a new link comes as a new route: what can come back is waited for.
+        let later = match relay.routes.find(&relay.hub, path) {
+            Found::Ready(upstream) => match upstream.awake(deadline).await {
+                Ok(()) => return Ok(upstream),
+                Err(error @ ConnectError::Closed(_)) => not_answering(&error),
+                Err(error) => return Err(not_answering(&error)),
+            },
+            Found::Away { message } => Refusal::unavailable(NOT_ANSWERING, message, 5),
             Found::Waiting { message } => {
                 return Err(Refusal::unavailable("Your server is starting", message, 3));
             }
@@ -96,16 +104,12 @@ async fn reach(relay: &Relay, path: &str) -> Result<Arc<Upstream>, Refusal> {
                 return Err(Refusal::unavailable("Your server is not running", message, 30));
             }
             Found::Unknown => {
-                let sentence =
-                    "There is no server at this address. Start it from the Hub's home page.".to_owned();
-                return Err(Refusal::unavailable("No such server", sentence, 30));
+                let sentence = "There is no server at this address. Start it from the Hub's home page.";
+                return Err(Refusal::unavailable("No such server", sentence.to_owned(), 30));
             }
         };
-        let Err(error) = upstream.awake(deadline).await else { return Ok(upstream) };
-        // The agent dials again by itself, and a new link comes as a new route.
-        let over = !matches!(error, ConnectError::Closed(_));
-        if over || timeout_at(deadline, changes.changed()).await.is_err() {
-            return Err(not_answering(&error));
+        if timeout_at(deadline, changes.changed()).await.is_err() {
+            return Err(later);
         }
     }
 }
@@ -128,7 +132,7 @@ fn not_answering(error: &ConnectError) -> Refusal {
             "Its address is taken by another account, so nothing is sent there.".to_owned()
         }
     };
-    Refusal::unavailable("Your server is not answering", sentence, 5)
+    Refusal::unavailable(NOT_ANSWERING, sentence, 5)
 }
 
 fn not_sent(error: SendError) -> Refusal {
