@@ -83,12 +83,14 @@ def plugged(far: Far) -> Iterator[Far]:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, far: Far) -> Iterator[House]:
-    """A Hub with the sites `here` and `far`, and `queue`, where everything waits; its service is embedded."""
+    """A Hub with the sites `here` and `far`, `queue`, where everything waits, and `late`, far too, where all wait for a
+    moment; its service is embedded."""
     folder = tmp_path_factory.mktemp("house")
     sites = [
         site("here", folder, preference=10),
         site("far", folder, far),
         site("queue", folder, process_queue_delay_s=3000, preference=-50),
+        site("late", folder, far, process_queue_delay_s=4, preference=-50),
     ]
     with House(folder, far=far, sites=sites) as house:
         yield house

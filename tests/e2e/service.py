@@ -31,7 +31,7 @@ def site(name: str, folder: Path, far: Far | None = None, **more: Any) -> dict[s
     process |= {key.removeprefix("process_"): value for key, value in more.items() if key.startswith("process_")}
     rest = {key: value for key, value in more.items() if not key.startswith("process_")}
     reach = "tunnel" if far is not None else "direct"
-    titles = {"here": "This machine", "far": "The far site"}
+    titles = {"here": "This machine", "far": "The far site", "queue": "The busy site", "late": "The next building"}
     base = {"name": name, "title": titles.get(name, name.title()), "backend": "process", "reach": reach}
     return base | rest | {"process": process}
 

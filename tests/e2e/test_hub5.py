@@ -43,11 +43,11 @@ def test_a_person_works_far_away(house5: House) -> None:
 
 def test_a_refusal_is_told_in_words_and_does_not_count_against_the_hub(house5: House) -> None:
     for _ in range(6):
-        house5.ask_for("bob", cores=100_000)
+        house5.ask_for("bob", cores=1000)
         eventually("the refusal is over", lambda: not (house5.model("bob") or {}).get("pending"), 20)
     bob = house5.person("bob")
     bob.login()
-    page = bob.choose(cores=100_000)
+    page = bob.choose(cores=1000)
     said = str(bob.progress()[-1]) if "spawn-pending" in page.url else text_of(page.text)
     assert "This machine" in said and "The far site" in said, said[:1500]
     assert house5.process is not None and house5.process.poll() is None

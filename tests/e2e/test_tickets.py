@@ -21,25 +21,21 @@ from waiting import agent_of, alive, eventually, server_of
 TICKET_REFUSED = 77
 
 
-def started_and_robbed(house: House, far: Far, user: str, folder: Path) -> tuple[dict[str, Any], Path]:
-    """A server that is ready, and a copy of its agent's dial file. The agent removes the file once it is home, so
-    the cable is out while it is copied."""
-    far.cut()
-    try:
-        house.ask_for(user, site="far")
-        view = house.service.wait_state(user, "dialling")
-        copy = stolen(view["run"], folder)
-    finally:
-        far.restore()
+def started_and_robbed(house: House, user: str, folder: Path) -> tuple[dict[str, Any], Path]:
+    """A server that is ready, and a copy of its agent's dial file."""
+    house.ask_for(user, site="late")
+    view = house.service.wait_state(user, "queued")
+    copy = stolen(house, view, folder)
     house.service.wait_state(user, "ready")
     return view, copy
 
 
-def stolen(run: str, folder: Path) -> Path:
-    """A copy of the dial file in the hands of somebody else."""
-    argv = agent_of(run).argv
-    copy = folder / f"stolen-{run}.json"
-    shutil.copyfile(argv[argv.index("--dial-file") + 1], copy)
+def stolen(house: House, view: dict[str, Any], folder: Path) -> Path:
+    """A copy of the dial file in the hands of somebody else. The agent removes the file as soon as it has read it, so
+    it must be taken while the job waits."""
+    job = house.folder / f"jobs-{view['site']}" / "jobs" / f"{view['run']}-{view['attempt']}"
+    copy = folder / f"stolen-{view['run']}.json"
+    shutil.copyfile(job / "own" / "dial.json", copy)
     copy.chmod(0o600)
     return copy
 
@@ -64,8 +60,8 @@ def dial(dial_file: Path, folder: Path, within_s: float = 40) -> subprocess.Comp
     )
 
 
-def test_a_replayed_ticket_is_refused_told_and_harmless(house: House, plugged: Far, tmp_path: Path) -> None:
-    view, copy = started_and_robbed(house, plugged, "stub-well-robbed", tmp_path)
+def test_a_replayed_ticket_is_refused_told_and_harmless(house: House, tmp_path: Path) -> None:
+    view, copy = started_and_robbed(house, "stub-well-robbed", tmp_path)
     done = dial(copy, tmp_path)
     assert done.returncode == TICKET_REFUSED, done.stderr.decode()
     warnings = [line for line in house.service.log.splitlines() if " WARN " in line and view["run"] in line]
@@ -75,8 +71,8 @@ def test_a_replayed_ticket_is_refused_told_and_harmless(house: House, plugged: F
     house.stopped("stub-well-robbed")
 
 
-def test_a_ticket_of_another_run_opens_nothing(house: House, plugged: Far, tmp_path: Path) -> None:
-    one, copy = started_and_robbed(house, plugged, "stub-well-one", tmp_path)
+def test_a_ticket_of_another_run_opens_nothing(house: House, tmp_path: Path) -> None:
+    one, copy = started_and_robbed(house, "stub-well-one", tmp_path)
     two = house.started("stub-well-two", site="far")
     mixed = json.loads(copy.read_text())
     mixed["attempt"] = f"{two['run']}-{two['attempt']}"
@@ -89,25 +85,23 @@ def test_a_ticket_of_another_run_opens_nothing(house: House, plugged: Far, tmp_p
         house.stopped(user)
 
 
-def test_a_forged_ticket_opens_nothing(house: House, plugged: Far, tmp_path: Path) -> None:
-    """It names an attempt that waits for its agent at that moment."""
-    plugged.cut()
-    house.ask_for("stub-well-forged", site="far")
-    run = house.service.wait_state("stub-well-forged", "dialling")["run"]
-    copy = stolen(run, tmp_path)
+def test_a_forged_ticket_opens_nothing(house: House, tmp_path: Path) -> None:
+    """It names an attempt that is expected at that moment."""
+    house.ask_for("stub-well-forged", site="late")
+    view = house.service.wait_state("stub-well-forged", "queued")
+    copy = stolen(house, view, tmp_path)
     forged = json.loads(copy.read_text())
     head, body, _ = forged["ticket"].split(".")
     forged["ticket"] = f"{head}.{body}.{'A' * 86}"
     copy.write_text(json.dumps(forged))
     done = dial(copy, tmp_path)
     assert done.returncode == TICKET_REFUSED, done.stderr.decode()
-    plugged.restore()
-    assert house.service.wait_state("stub-well-forged", "ready")["run"] == run
+    assert house.service.wait_state("stub-well-forged", "ready")["run"] == view["run"]
     house.stopped("stub-well-forged")
 
 
-def test_a_ticket_of_a_run_that_ended_opens_nothing(house: House, plugged: Far, tmp_path: Path) -> None:
-    _, copy = started_and_robbed(house, plugged, "stub-well-ended", tmp_path)
+def test_a_ticket_of_a_run_that_ended_opens_nothing(house: House, tmp_path: Path) -> None:
+    _, copy = started_and_robbed(house, "stub-well-ended", tmp_path)
     house.stopped("stub-well-ended")
     done = dial(copy, tmp_path)
     assert done.returncode == TICKET_REFUSED, done.stderr.decode()
@@ -119,13 +113,17 @@ def test_a_late_agent_of_an_older_attempt_is_refused_and_the_newer_one_serves(
 ) -> None:
     """The far site is cut off, so its attempt never dials home; the next site is tried; then the first one arrives."""
     folder = tmp_path_factory.mktemp("late")
-    sites = [site("far", folder, plugged, preference=10), site("here", folder)]
+    sites = [
+        site("far", folder, plugged, preference=10, process_queue_delay_s=3),
+        site("here", folder, process_queue_delay_s=3),
+    ]
     with House(folder, far=plugged, sites=sites) as house:
         plugged.cut()
         house.ask_for("stub-well-older")
-        view = house.service.wait_state("stub-well-older", "dialling")
+        view = house.service.wait_state("stub-well-older", "queued")
         assert view["site"] == "far"
-        copy = stolen(view["run"], tmp_path)
+        copy = stolen(house, view, tmp_path)
+        house.service.wait_state("stub-well-older", "dialling")
         first = agent_of(view["run"])
         ready = house.service.wait_state("stub-well-older", "ready", within_s=60)
         assert (ready["run"], ready["attempt"], ready["site"]) == (view["run"], 2, "here")

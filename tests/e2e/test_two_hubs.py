@@ -102,7 +102,7 @@ def test_a_person_logs_in_and_works_below(tmp_path: Path, base_url: str, subdoma
             f"{relay}{prefix}api/status", headers={"Authorization": f"token {person.token}"}, timeout=20
         )
         assert answer.status_code == 200, answer.text
-        assert answer.json()["kernels"] == 0
+        assert answer.json()["kernels"] == 1
         # A path that is not below the Hub's own prefix leads nowhere.
         for path in ("/user/ada/api", "/user/ada/lab") if base_url != "/" else ("/user/bob/api", "/ada/api"):
             assert requests.get(relay + path, timeout=20).status_code == 503
