@@ -144,6 +144,18 @@ async def test_a_refused_start_leaves_a_live_server_alone(spawner, service):
     assert await spawner.poll() == 0, "None would have the Hub stop it"
 
 
+async def test_a_start_that_breaks_before_it_is_asked_leaves_a_live_server_alone(spawner, service):
+    await service.set(KEY, run="01A", state="ready", url=service.url)
+
+    def broken(_spawner: Any) -> str:
+        raise RuntimeError("a bug in the operator's environment")
+
+    spawner.environment = {"X": broken}
+    with pytest.raises(RuntimeError):
+        await spawner.start()
+    assert await spawner.poll() == 0, "None would have the Hub stop it"
+
+
 async def test_a_refusal_that_passes_is_waited_for(spawner, service):
     service.refuse_with = (409, {"code": "still_stopping", "title": "still stopping"}, {"Retry-After": "1"})
     starting = asyncio.create_task(spawner.start())

@@ -16,6 +16,8 @@ from typing import Any
 from tornado import web
 from tornado.util import TimeoutError as TornadoTimeoutError
 
+from jupyterhub_glidepath.wire import Problem, ServerView
+
 try:
     from jupyterhub.spawner import SpawnException
 except ImportError:  # JupyterHub 5
@@ -60,6 +62,29 @@ def refusal(
     error.jupyterhub_html_message = html
     error.glidepath_reason = _label(reason)
     return error
+
+
+def refusal_of_start(problem: Problem) -> web.HTTPError:
+    """The service said no to a start."""
+    if problem.status in (401, 404):
+        return refusal(
+            "Glidepath's service does not know this Hub, so no server can be started. Tell the operators.",
+            reason="unknown_hub",
+            log_message=f"{problem.status} {problem.title}; check c.GlidepathSpawner.hub_name and .secret_file",
+        )
+    points = [f"{field.removeprefix('options.')}: {said}" for field, said in problem.fields]
+    status = 400 if problem.status == 422 else problem.status
+    return refusal(problem.title, reason=problem.code, status=status, points=points)
+
+
+def refusal_of_end(view: ServerView) -> web.HTTPError:
+    """The server ended before it was ready."""
+    end = view.end
+    if end is None:
+        return refusal("The server ended before it was ready.", reason="ended")
+    message = end.message or "The server ended before it was ready."
+    verdicts = [f"{one.title}: {one.sentence}" for one in view.verdicts] if end.reason == "no_site" else []
+    return refusal(message, reason=end.reason, points=verdicts, lines=end.last_lines)
 
 
 def leave_uncounted(spawner: Any) -> None:

@@ -26,7 +26,8 @@ from jupyterhub_glidepath.connection import Connection, Where, connect, connecte
 from jupyterhub_glidepath.embedded import HubFacts, secret_file
 from jupyterhub_glidepath.form import last_end, options_from_form, static_form
 from jupyterhub_glidepath.keys import ServerKey
-from jupyterhub_glidepath.refusal import leave_uncounted, refusal
+from jupyterhub_glidepath.refusal import leave_uncounted, refusal, refusal_of_end, refusal_of_start
+from jupyterhub_glidepath.waiting import within
 from jupyterhub_glidepath.wire import ServerView, Started
 
 #: At start-up a first look at the service may take so long before "unknown" is said.
@@ -167,7 +168,7 @@ class GlidepathSpawner(Spawner):
     _run = ""
     #: Calls of start() that are under way.
     _starting = False
-    #: No run of ours can be there: start() gave up before the service answered.
+    #: The last start() did not come to a run: whatever lives under the key is not its own, and must not be stopped.
     _gave_up = False
     #: What the operator set, while the Hub need not wait for a server that has ended.
     _http_timeout_set = 0
@@ -180,12 +181,12 @@ class GlidepathSpawner(Spawner):
     async def start(self) -> str:
         """Starts the server, or finds it alive; returns the relay's URL when the server answers."""
         leave_uncounted(self)
-        self._starting, self._gave_up = True, False
+        self._starting, self._gave_up = True, True
         if self._http_timeout_set:
             self.http_timeout, self._http_timeout_set = self._http_timeout_set, 0
         try:
             self._refuse_internal_ssl()
-            return await asyncio.wait_for(self._start(), max(1.0, self.start_timeout - 2.0))
+            return await within(self._start(), max(1.0, self.start_timeout - 2.0))
         except asyncio.TimeoutError:
             raise refusal(
                 f"The server was not ready after {progress.in_words(self.start_timeout)} and was cancelled.",
@@ -197,10 +198,10 @@ class GlidepathSpawner(Spawner):
     async def poll(self) -> int | None:
         """``None`` while the server lives or nobody can tell; else its exit status."""
         try:
-            if self._gave_up:
-                return 0
             if self._starting:
                 return None
+            if self._gave_up:
+                return 0
             connection = self.connection()
             if not await connection.feed.synced(FIRST_LOOK_S):
                 return None
@@ -348,7 +349,7 @@ class GlidepathSpawner(Spawner):
             self._adopt(started.adopted.hub_token)
         while True:
             if view.over or (view.run or "") > self._run:
-                raise self._refusal_of_end(view)
+                raise refusal_of_end(view)
             if view.state == "ready" and view.url:
                 return view.url
             seen = await connection.feed.changed(self._key, view, LOOK_AGAIN_S)
@@ -363,13 +364,14 @@ class GlidepathSpawner(Spawner):
     async def _ask(self, connection: Connection, body: dict[str, Any]) -> Started:
         """Asks for the start until there is an answer. Repeating is harmless: the body names this spawn."""
         deadline, wait_s = time.monotonic() + self.outage_patience, RETRY_FIRST_S
+        self._gave_up = False
         while True:
             try:
                 return await connection.client.start(self._key, body)
             except Refused as refused:
                 if refused.retry_after_s is None or time.monotonic() > deadline:
                     self._gave_up = True
-                    raise self._refusal_of_start(refused) from refused
+                    raise refusal_of_start(refused.problem) from refused
                 wait_s = max(wait_s, min(refused.retry_after_s, RETRY_MOST_S))
             except Unreachable as error:
                 problem = connection.embedded.problem if connection.embedded else None
@@ -400,7 +402,6 @@ class GlidepathSpawner(Spawner):
         try:
             json.dumps(self.user_options, allow_nan=False)
         except (TypeError, ValueError):
-            self._gave_up = True
             raise refusal(
                 "The options hold something that is neither text nor number.", reason="options", status=400
             ) from None
@@ -491,33 +492,8 @@ class GlidepathSpawner(Spawner):
         if self._poll_callback is not None:
             await self.poll_and_notify()
 
-    def _refusal_of_start(self, refused: Refused) -> Exception:
-        problem = refused.problem
-        if problem.status in (401, 404):
-            return refusal(
-                "Glidepath's service does not know this Hub, so no server can be started. Tell the operators.",
-                reason="unknown_hub",
-                log_message=f"{refused}; check hub_name ({self.hub_name}) and secret_file",
-            )
-        points = [f"{field.removeprefix('options.')}: {said}" for field, said in problem.fields]
-        return refusal(
-            problem.title,
-            reason=problem.code,
-            status=400 if problem.status == 422 else problem.status,
-            points=points,
-        )
-
-    def _refusal_of_end(self, view: ServerView) -> Exception:
-        end = view.end
-        if end is None:
-            return refusal("The server ended before it was ready.", reason="ended")
-        message = end.message or "The server ended before it was ready."
-        verdicts = [f"{one.title}: {one.sentence}" for one in view.verdicts] if end.reason == "no_site" else []
-        return refusal(message, reason=end.reason, points=verdicts, lines=end.last_lines)
-
     def _refuse_internal_ssl(self) -> None:
         if self.internal_ssl:
-            self._gave_up = True
             raise refusal(
                 "Glidepath does not support JupyterHub.internal_ssl yet; its links are encrypted by themselves.",
                 reason="internal_ssl",
