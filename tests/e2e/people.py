@@ -10,7 +10,8 @@ import time
 import uuid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote as quote_all
+from urllib.parse import urljoin
 
 import requests
 import websocket
@@ -225,6 +226,11 @@ class Kernel:
 
     def run(self, code: str, within_s: float = 60) -> str:
         return self.output(self.send(code), within_s).strip()
+
+
+def quote(name: str) -> str:
+    """As the Hub writes names in addresses: what Jupyter itself compares letter by letter."""
+    return quote_all(name, safe="@~")
 
 
 def _utf8(reply: requests.Response) -> requests.Response:
