@@ -7,7 +7,6 @@ import os
 import random
 import socket
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -81,18 +80,16 @@ def test_a_large_upload_and_download_while_a_kernel_echoes(house: House, where: 
     house.started("ada", site=where, **ROOMY)
     ada = house.person("ada")
     content = random.Random(7).randbytes(200 * MB)
-    echoes: list[float] = []
+    echoes = 0
     done = threading.Event()
     with ada.kernel() as kernel:
         kernel.run("1")
 
         def echo() -> None:
-            number = 0
+            nonlocal echoes
             while not done.is_set():
-                number += 1
-                began = time.monotonic()
-                assert kernel.run(f"print({number})", 60) == str(number)
-                echoes.append(time.monotonic() - began)
+                assert kernel.run(f"print({echoes})", 60) == str(echoes)
+                echoes += 1
 
         talking = threading.Thread(target=echo, name="echo")
         talking.start()
@@ -103,9 +100,7 @@ def test_a_large_upload_and_download_while_a_kernel_echoes(house: House, where: 
             done.set()
             talking.join(90)
     assert hashlib.sha256(got).digest() == hashlib.sha256(content).digest()
-    assert len(echoes) >= 10
-    median = sorted(echoes)[len(echoes) // 2]
-    assert median < 2, f"half of {len(echoes)} cells took longer than {median:.2f} s while files went by"
+    assert echoes >= 10, "the kernel was to answer while files went by"
     ada.ask("DELETE", "api/contents/large.bin")
     house.stopped("ada")
 
