@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
+use clap::Args;
 use glidepath_api_types::agent::EXIT_CANNOT_CONFINE;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -19,7 +20,43 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 
-use crate::cli::ConfineArgs;
+/// What `glidepath-agent confine` is told.
+#[derive(Debug, Args)]
+pub struct ConfineArgs {
+    /// Remove this file first of all; when it is not there any more, the start was revoked and nothing is done.
+    #[arg(long, value_name = "PATH")]
+    pub claim: Option<PathBuf>,
+    /// Enter this network namespace, such as /run/netns/NAME.
+    #[arg(long, value_name = "PATH")]
+    pub network_namespace: Option<PathBuf>,
+    /// Join this cgroup: a folder that holds cgroup.procs. May be repeated.
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Vec<PathBuf>,
+    /// Limit a resource, such as nofile=4096 or as=2147483648 (soft and hard), or core=0:unlimited. May be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub rlimit: Vec<RlimitSpec>,
+    /// Start a new session, so that signals of this terminal or group do not reach the command.
+    #[arg(long)]
+    pub new_session: bool,
+    /// File mode mask, octal, such as 077.
+    #[arg(long, value_name = "MASK", value_parser = parse_umask)]
+    pub umask: Option<u32>,
+    /// Account to become; never 0.
+    #[arg(long, value_name = "UID", requires = "gid")]
+    pub uid: Option<u32>,
+    /// Its group; never 0.
+    #[arg(long, value_name = "GID", requires = "uid")]
+    pub gid: Option<u32>,
+    /// Its further groups, separated by commas; without it there are none.
+    #[arg(long, value_name = "GID,...", value_delimiter = ',', requires = "uid")]
+    pub groups: Vec<u32>,
+    /// Folder to start in.
+    #[arg(long, value_name = "DIR")]
+    pub chdir: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
 
 /// Which step failed.
 #[derive(Debug, thiserror::Error)]

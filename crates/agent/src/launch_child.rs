@@ -8,17 +8,31 @@
 //! save and to end its kernels, which SIGKILL would leave behind. What stays all the same is the backend's to remove.
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::Args;
 use glidepath_api_types::agent::EXIT_CANNOT_START;
 use nix::sys::signal::Signal;
 
-use crate::cli::LaunchChildArgs;
+/// What `glidepath-agent launch-child` is told.
+#[derive(Debug, Args)]
+pub struct LaunchChildArgs {
+    /// Pid of the agent.
+    #[arg(long)]
+    pub parent: i32,
+    /// Folder to start in; made when missing.
+    #[arg(long)]
+    pub chdir: PathBuf,
+    /// The server's command.
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
+}
 
 /// Which step failed.
 #[derive(Debug, thiserror::Error)]

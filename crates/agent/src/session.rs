@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Args;
 use glidepath_api_types::agent::{
     self as wire, DialFile, EXIT_CANNOT_START, EXIT_HOME_ABSENT, EXIT_NEVER_HOME, EXIT_SERVER_ENDED,
     EXIT_TICKET_REFUSED, EndCause, LaunchOrder, Phase, ServerEnd, ToAgent,
@@ -18,7 +19,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::carry::{Carrier, Order};
-use crate::cli::RunArgs;
 use crate::dial_file::{self, BadDialFile};
 use crate::events::{Event, Events, Presence, Signals, TaskEnd, later, warn_before};
 use crate::hub::HubForwarder;
@@ -42,6 +42,24 @@ const FAREWELL_HURRIED: Duration = Duration::from_secs(5);
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 /// Longest reason of home that is passed on.
 const REASON_CHARS: usize = 300;
+
+/// What `glidepath-agent run` is told.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The dial file (JSON). It must belong to this account with mode 0600; it is removed once read.
+    #[arg(long, value_name = "PATH")]
+    pub dial_file: PathBuf,
+    /// The server's home folder [default: $HOME, else what the account database says].
+    #[arg(long, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Folder for the server's socket, mode 0700, short enough for a path of 100 bytes [default: a fresh folder below
+    /// $XDG_RUNTIME_DIR, else below /tmp].
+    #[arg(long, value_name = "DIR")]
+    pub socket_dir: Option<PathBuf>,
+    /// Folder for the server's log [default: the dial file's folder].
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+}
 
 /// What keeps an agent from starting at all.
 #[derive(Debug, thiserror::Error)]
