@@ -12,6 +12,8 @@ pub(crate) mod mux;
 pub(crate) mod pace;
 pub(crate) mod ranges;
 pub(crate) mod receive;
+#[cfg(test)]
+mod rules;
 pub(crate) mod send;
 #[cfg(test)]
 mod simulation;
@@ -27,9 +29,10 @@ use frame::{Broken, CloseKind, Frame};
 use lane::{Gone, Health, Lane, Record};
 use mux::{Limits, Mux, Side};
 
-/// An acknowledgement waits this long for company, or for this many bytes.
+/// An acknowledgement waits this long for company, or for this many bytes: well below the least bound of a lane, or
+/// a sender at its bound would wait for an end that waits for more.
 const ACK_DELAY: Duration = Duration::from_millis(10);
-const ACK_BYTES: u64 = 32 * 1024;
+const ACK_BYTES: u64 = 8 * 1024;
 /// Sparse streams and control may go beyond a lane's bound by this.
 const HEADROOM_BYTES: u64 = 64 * 1024;
 /// Lanes remembered after their end.
