@@ -33,7 +33,7 @@ impl From<StartError> for Refusal {
             StartError::NoSite { verdicts, .. } => {
                 let sites = verdicts.into_iter().map(|verdict| FieldProblem {
                     field: verdict.site.to_string(),
-                    message: verdict.sentence,
+                    message: format!("{}: {}", verdict.title, verdict.sentence),
                 });
                 ApiError::new(StatusCode::CONFLICT, "no_site", title).with(sites)
             }

@@ -72,7 +72,10 @@ def refusal_of_start(problem: Problem) -> web.HTTPError:
             reason="unknown_hub",
             log_message=f"{problem.status} {problem.title}; check c.GlidepathSpawner.hub_name and .secret_file",
         )
-    points = [f"{field.removeprefix('options.')}: {said}" for field, said in problem.fields]
+    if problem.code == "no_site":
+        points = [said for _site, said in problem.fields]  # each begins with the site's title
+    else:
+        points = [f"{field.removeprefix('options.')}: {said}" for field, said in problem.fields]
     status = 400 if problem.status == 422 else problem.status
     return refusal(problem.title, reason=problem.code, status=status, points=points)
 
