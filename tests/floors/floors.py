@@ -55,8 +55,8 @@ ROOMS = {
 WALLS = {frozenset({"proxy", "spawn"})}
 #: `app` makes the backends; `config` only asks each for the rules of its own table, to tell every problem at once.
 SEE_BACKENDS = {"app", "config"}
-#: `convert` turns one into the other; `forms` draws a page from both.
-SEE_WIRE_AND_DOMAIN = {"http/convert.rs", "http/forms.rs"}
+#: `convert` turns one into the other; `offer` draws a page from both.
+SEE_WIRE_AND_DOMAIN = {"http/convert.rs", "http/offer.rs"}
 PREFIX = "glidepath-"
 
 

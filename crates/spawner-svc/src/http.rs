@@ -23,11 +23,12 @@ mod door;
 mod events;
 mod forms;
 pub mod observe;
+mod offer;
 mod refusal;
 mod servers;
 
 pub use document::{DOCUMENT, document};
-pub use forms::FormError;
+pub use offer::FormError;
 
 /// Largest body that is taken: environments are large, nothing else is.
 const BODY_MAX_BYTES: usize = 1024 * 1024;
@@ -41,7 +42,7 @@ pub struct Api {
     /// The Hubs that may call, with the relay's URL of each.
     hubs: Vec<(Hub, String)>,
     /// What stands in for options that a user left out, and what the form offers.
-    options: forms::Offer,
+    options: offer::Offer,
     /// Counts requests and refusals.
     metrics: Metrics,
     /// Ends event streams.
@@ -59,7 +60,7 @@ impl Api {
     ) -> Result<Arc<Self>, FormError> {
         let presets: Vec<Preset> = config.presets.clone();
         let sites = config.sites.iter().map(|site| site.site.clone()).collect();
-        let options = forms::Offer::new(config.option_defaults(), presets, sites)?;
+        let options = offer::Offer::new(config.option_defaults(), presets, sites)?;
         let hubs = config.hubs.iter().cloned().zip(relays).collect();
         Ok(Arc::new(Self { spawner, hubs, options, metrics, stop }))
     }

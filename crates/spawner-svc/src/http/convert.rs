@@ -17,7 +17,7 @@ use glidepath_svc_kit::problems::Problems;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value};
 
-use super::forms::Offer;
+use super::offer::Offer;
 use crate::arrivals::routes::Routes;
 use crate::spawn::{RunView, SpawnOrder, Started};
 

@@ -9,7 +9,7 @@ use glidepath_domain::resources::{Arch, Gpus, Resources};
 use glidepath_domain::site::{Access, GpuKind, Home, Limits, Reach, Site};
 use serde_json::json;
 
-use super::forms::{Offer, draw};
+use super::offer::{Offer, draw};
 use crate::config::Preset;
 
 const EVIL: &str = r#""><img src=x onerror=alert(1)>'{{ 7*7 }}"#;
