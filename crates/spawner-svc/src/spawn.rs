@@ -88,10 +88,8 @@ pub struct Started {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// No site can take the request now; the verdicts say why, site by site.
-    #[error("no site can take this request: {sentence}")]
+    #[error("no site can take this request")]
     NoSite {
-        /// The best site's reason, for the user.
-        sentence: String,
         /// What placement says of each site.
         verdicts: Vec<Verdict>,
     },
@@ -326,11 +324,7 @@ impl Spawner {
             let verdicts = book.verdicts(&order.request, &shared.sites, &shared.settings.policy);
             match verdicts.first() {
                 Some(best) if best.fits => book.reserve(id, &key, &best.site),
-                best => {
-                    let sentence =
-                        best.map_or("no site is configured", |best| best.sentence.as_str()).to_owned();
-                    return Err(StartError::NoSite { sentence, verdicts });
-                }
+                _ => return Err(StartError::NoSite { verdicts }),
             }
             verdicts
         };

@@ -176,6 +176,10 @@ async fn what_no_site_can_take_is_refused_with_a_reason_per_site() {
     let answer = house.start("ada", json!({"cores": 9})).await;
     assert_eq!((answer.status.as_u16(), answer.problem().code.as_str()), (409, "no_site"));
     assert_eq!(answer.fields(), ["far", "here"]);
+    let problem = answer.problem();
+    assert_eq!(problem.title, "no site can take this request");
+    let of_far = &problem.problems[0].message;
+    assert!(of_far.starts_with("<The far site>: Gives one server"), "users know sites by their titles: {of_far}");
     let metrics = house.observe("/metrics").await.body;
     assert!(metrics.contains(r#"glidepath_refusals_total{reason="no_site"} 1"#), "{metrics}");
 }

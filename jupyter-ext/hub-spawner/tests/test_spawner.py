@@ -136,6 +136,16 @@ async def test_wrong_options_are_refused_with_every_field(spawner, service):
     assert await spawner.poll() == 0, "the Hub must not stop what was never started"
 
 
+async def test_sites_that_cannot_take_a_server_are_told_by_their_titles(spawner, service):
+    problems = [{"field": "here", "message": "This machine: Gives one server at most 4 cores; you ask for 9."}]
+    title = "no site can take this request"
+    service.refuse_with = (409, {"code": "no_site", "title": title, "problems": problems}, {})
+    with pytest.raises(web.HTTPError) as raised:
+        await spawner.start()
+    assert_told(raised.value, "No site can take this request", "- This machine: Gives one", reason="no_site")
+    assert "here:" not in raised.value.jupyterhub_message
+
+
 async def test_a_refused_start_leaves_a_live_server_alone(spawner, service):
     await service.set(KEY, run="01A", state="ready", url=service.url)
     service.refuse_with = (409, {"code": "conflict", "title": "no"}, {})
