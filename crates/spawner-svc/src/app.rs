@@ -38,6 +38,7 @@ use crate::store::Store;
 use crate::tls;
 
 mod attach;
+mod open_files;
 mod ports;
 
 pub use attach::Attach;
@@ -76,6 +77,7 @@ pub struct App {
 
 /// Runs the service until it is told to stop, by the token or by a signal.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    open_files::raise();
     App::open(config, &real_backend, stop).await?.serve().await
 }
 

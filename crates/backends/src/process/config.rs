@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use glidepath_domain::site::Reach;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{Uid, User};
 use serde::Deserialize;
 
@@ -139,6 +140,9 @@ pub struct ProcessConfig {
     pub(crate) reach: Reach,
     /// `PATH`, `LANG` and the proxy's variables.
     pub(crate) environment: BTreeMap<String, String>,
+    /// Soft and hard limit of open files of a job: what this process has now. A service that raises its own later
+    /// does not pass that on, as programs that use `select` or close every number suffer from a high one.
+    pub(crate) open_files: Option<(u64, u64)>,
 }
 
 /// Which account a user's servers get, checked against who runs the service.
@@ -307,6 +311,7 @@ pub fn check(file: ProcessFile, given: &Given) -> Result<ProcessConfig, Vec<(Str
         agent: given.agent.clone(),
         reach: given.reach,
         environment,
+        open_files: getrlimit(Resource::RLIMIT_NOFILE).ok(),
     })
 }
 

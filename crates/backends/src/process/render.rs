@@ -61,6 +61,9 @@ fn arguments(record: &Record, around: &Around<'_>) -> Vec<OsString> {
     for (name, value) in limits(record, around) {
         add("--rlimit", format!("{name}={value}").into());
     }
+    if let Some((soft, hard)) = around.config.open_files {
+        add("--rlimit", format!("nofile={soft}:{hard}").into());
+    }
     add("--umask", "077".into());
     if account.switch {
         // Membership in root's group opens what is root's; no job needs it.
@@ -161,7 +164,7 @@ pub(crate) mod tests {
             toml::from_str("work_root = '/w'\npath = '/usr/bin'\nproxy = { HTTPS_PROXY = 'http://p:1' }")
                 .unwrap();
         let given = Given { agent: PathBuf::from("/a"), reach: Reach::Tunnel, account_book: None };
-        check(file, &given).unwrap()
+        ProcessConfig { open_files: Some((1024, 4096)), ..check(file, &given).unwrap() }
     }
 
     fn rendered(record: &Record, config: &ProcessConfig, cgroups: &[PathBuf]) -> Launch {
@@ -183,7 +186,7 @@ pub(crate) mod tests {
         assert_eq!(
             line(&launch),
             "confine --claim /w/jobs/x/claim-1 --cgroup /cg/memory/x --cgroup /cg/cpu/x \
-             --network-namespace /run/netns/far --rlimit core=0 --umask 077 --groups 5,6 --gid 70002 --uid 70001 \
+             --network-namespace /run/netns/far --rlimit core=0 --rlimit nofile=1024:4096 --umask 077 --groups 5,6 --gid 70002 --uid 70001 \
              --chdir /homes/ada --new-session -- /w/bin/glidepath-agent-1 run --dial-file /w/jobs/x/own/dial.json \
              --home /homes/ada --socket-dir /w/jobs/x/own/s"
         );
