@@ -170,9 +170,10 @@ class Demo:
         if not isolated:
             print("  Not root, so all servers share your account: users are not isolated from each other.")
         print("  Try: start a server far away, run a cell, then in another shell")
-        print(f"    kill -9 $(jq .pid {self.folder}/glidepath/service.json)   # the kernel lives on")
+        service = json.loads((self.folder / "glidepath/service.json").read_text())
+        print(f"    kill -9 {service['pid']}     # the service; the Hub starts it again, and the kernel lives on")
         if self.far is not None:
-            print(f"    ip -n {self.far.name} link set {self.far.inside} down     # pull the cable; `up` plugs it in")
+            print(f"    ip -n {self.far.name} link set {self.far.inside} down     # pull the cable; up plugs it in")
         print(f"  Logs: {self.folder}/hub.log and {self.folder}/glidepath/service.log. Ctrl-C ends it all.", flush=True)
 
     def _end_leftovers(self) -> None:
