@@ -303,15 +303,23 @@ impl Session {
         }
     }
 
-    /// SIGTERM, the grace, SIGKILL. A further order to stop can shorten the grace, never lengthen it.
+    /// SIGTERM, the grace, SIGKILL. A further order to stop can shorten the grace, never lengthen it. Half way through
+    /// the grace comes a second SIGTERM: Jupyter's handler logs, and when the signal falls into another log line it is
+    /// lost to "reentrant call".
     async fn end_kindly(&mut self, server: &mut Server, ending: &Ending, grace: Duration) -> Exit {
         self.notices.say(&format!("ending the server: {}", ending.why));
         self.reporter.phase(Phase::Ending);
         server.signal(Signal::SIGTERM);
-        let mut kill_at = later(Instant::now(), ending.grace.unwrap_or(grace));
+        let grace = ending.grace.unwrap_or(grace);
+        let mut kill_at = later(Instant::now(), grace);
+        let (remind_at, mut reminded) = (later(Instant::now(), grace / 2), false);
         loop {
             tokio::select! {
                 exit = server.exited() => return exit,
+                () = sleep_until(remind_at), if !reminded => {
+                    reminded = true;
+                    server.signal(Signal::SIGTERM);
+                }
                 () = sleep_until(kill_at) => {
                     self.notices.say("the server did not end in time: it is killed");
                     server.signal(Signal::SIGKILL);

@@ -143,6 +143,20 @@ async fn a_killed_agent_takes_its_server_with_it() {
 }
 
 #[tokio::test]
+async fn a_server_that_loses_the_first_sigterm_is_asked_again_before_it_is_killed() {
+    let mut home = Home::open().await;
+    let job = Job::start(home.address);
+    let mut control = home.control().await;
+    let loses_one =
+        "trap 'trap \"echo saved; exit 7\" TERM' TERM; echo up > up.txt; while :; do sleep 0.05; done";
+    control.launch(script(loses_one)).await;
+    job.written("up.txt").await;
+    control.stop(4, "enough").await;
+    let (end, report) = control.ended().await;
+    assert_eq!((end.exit_code, end.signal, end.cause), (Some(7), None, EndCause::Asked), "{report:?}");
+}
+
+#[tokio::test]
 async fn the_walltime_ends_the_server_kindly_after_a_warning() {
     let mut home = Home::open().await;
     let mut job = Job::start(home.address);
