@@ -91,7 +91,7 @@ class GlidepathSpawner(Spawner):
         tables as lists of dicts. ``state_dir`` and this Hub's own entry are filled in. For example::
 
             c.GlidepathSpawner.service_config = {
-                "site": [{"name": "here", "title": "This machine", "backend": "process", "reach": "direct"}],
+                "site": [{"name": "here", "backend": "process", "process": {"work_root": "/srv/glidepath-jobs"}}],
                 "presets": [{"name": "small", "title": "Small", "cores": 1, "memory_mb": 1024}],
             }
 
