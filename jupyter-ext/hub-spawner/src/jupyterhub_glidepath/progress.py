@@ -15,6 +15,8 @@ from jupyterhub_glidepath.wire import ServerView, Verdict
 #: Progress that only the Hub may pass: it says 100 when the server can be used.
 MOST = 95
 _VERDICTS_MAX = 20
+#: The Hub's waiting page centres everything, bullets apart.
+_LIST_STYLE = "text-align: left; width: fit-content; margin: auto"
 
 
 def event(view: ServerView) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def event(view: ServerView) -> dict[str, Any]:
     html = escape(text)
     if view.verdicts:
         items = "".join(f"<li>{verdict_html(one)}</li>" for one in view.verdicts[:_VERDICTS_MAX])
-        html += f"<details><summary>Why there</summary><ul>{items}</ul></details>"
+        html += f"<details><summary>Why there</summary><ul style='{_LIST_STYLE}'>{items}</ul></details>"
     return {"progress": min(view.progress, MOST), "message": text, "html_message": html}
 
 
