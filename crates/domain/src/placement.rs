@@ -170,8 +170,7 @@ fn servers(limit: Option<u32>, snapshot: Option<&Snapshot>) -> Option<String> {
 }
 
 fn not_chosen(site: &Site, chosen: Option<&SiteName>) -> Option<String> {
-    let chosen = chosen.filter(|chosen| **chosen != site.name)?;
-    Some(format!("You chose {chosen}."))
+    chosen.filter(|chosen| **chosen != site.name).map(|_| "You chose another site.".to_owned())
 }
 
 /// What a user may expect of a site that fits.

@@ -47,12 +47,23 @@ impl ApiError {
         self
     }
 
+    /// All of it in one line of bounded length, for a log.
+    #[must_use]
+    pub fn in_one_line(&self) -> String {
+        const MOST_CHARS: usize = 600;
+        if self.problems.is_empty() {
+            return self.title.clone();
+        }
+        let each: Vec<String> = self.problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect();
+        each.join("; ").chars().take(MOST_CHARS).collect()
+    }
+
     /// 422 with every problem.
     #[must_use]
     pub fn unprocessable(problems: &Problems) -> Self {
         let fields =
             problems.iter().map(|p| FieldProblem { field: p.key.clone(), message: p.message.clone() });
-        let first = problems.iter().next().map(|p| format!("{} {}", p.key, p.message)).unwrap_or_default();
+        let first = problems.iter().next().map(|p| format!("{}: {}", p.key, p.message)).unwrap_or_default();
         let title = match problems.len() {
             1 => first,
             n => format!("{first} (and {} more)", n.saturating_sub(1)),
@@ -248,13 +259,25 @@ mod tests {
         (status.as_u16(), media, problem)
     }
 
+    #[test]
+    fn a_log_gets_every_reason_in_one_line_of_bounded_length() {
+        let plain = ApiError::not_found("no such server");
+        assert_eq!(plain.in_one_line(), "no such server");
+        let field =
+            |field: &str, message: &str| FieldProblem { field: field.into(), message: message.into() };
+        let refused = || ApiError::new(StatusCode::CONFLICT, "no_site", "no site can take this request");
+        let two = refused().with([field("far", "Far away: Is closed."), field("here", "Here: Has no GPUs.")]);
+        assert_eq!(two.in_one_line(), "far: Far away: Is closed.; here: Here: Has no GPUs.");
+        assert!(refused().with([field("far", &"x".repeat(5000))]).in_one_line().len() < 1000);
+    }
+
     #[tokio::test]
     async fn a_fitting_request_is_taken() {
         let (status, _, told) =
             ask("PUT", "/order?now=true&run=7", "application/json", r#"{"name":"x","cores":2}"#).await;
         assert_eq!(
             (status, told.title.as_str()),
-            (422, "run must be a text"),
+            (422, "run: must be a text"),
             "a number where a text is due"
         );
         let (status, _, told) =

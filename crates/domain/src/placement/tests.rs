@@ -183,7 +183,7 @@ fn a_chosen_site_excludes_the_others_in_words() {
     let asked = SpawnRequest { site: Some(SiteName::parse("far").unwrap()), ..request() };
     let verdicts = choose(&asked, &[waiting("here", Some(1)), waiting("far", None)], &Policy::default());
     assert_eq!(names(&verdicts), ["far", "here"]);
-    assert_eq!((verdicts[1].fits, verdicts[1].sentence.as_str()), (false, "You chose far."));
+    assert_eq!((verdicts[1].fits, verdicts[1].sentence.as_str()), (false, "You chose another site."));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! The caller gets a status, a stable word and a sentence; the log gets the chain, here and once.
 
 use glidepath_api_types::spawner::FieldProblem;
+use glidepath_domain::names::ServerKey;
 use glidepath_svc_kit::problem::ApiError;
 use glidepath_svc_kit::problems::Problems;
 use http::StatusCode;
@@ -14,6 +15,13 @@ use crate::spawn::{ForgetError, StartError, StopError};
 pub(super) fn refused(metrics: &Metrics, error: impl Into<Refusal>) -> ApiError {
     let Refusal(error) = error.into();
     metrics.refused(error.code());
+    error
+}
+
+/// As [`refused`], for a start: the operator who is asked "why not?" finds it in the log.
+pub(super) fn refused_start(metrics: &Metrics, key: &ServerKey, error: impl Into<Refusal>) -> ApiError {
+    let error = refused(metrics, error);
+    tracing::info!(server.key = %key, reason = error.code(), why = error.in_one_line(), "a start was refused");
     error
 }
 

@@ -10,7 +10,7 @@ use glidepath_svc_kit::problem::{ApiError, JsonBody, QueryOf};
 use http::StatusCode;
 
 use super::door::{Caller, OwnKey};
-use super::refusal::refused;
+use super::refusal::{refused, refused_start};
 use super::{Api, convert};
 
 /// Longest wait for an end that a caller may ask for.
@@ -33,9 +33,9 @@ pub(super) async fn start(
     OwnKey { caller, key }: OwnKey,
     JsonBody(body): JsonBody<StartBody>,
 ) -> Result<Json<StartReply>, ApiError> {
-    let order =
-        convert::order(key, body, &api.options).map_err(|problems| refused(&api.metrics, problems))?;
-    let started = api.spawner.start(order).await.map_err(|error| refused(&api.metrics, error))?;
+    let order = convert::order(key.clone(), body, &api.options)
+        .map_err(|problems| refused_start(&api.metrics, &key, problems))?;
+    let started = api.spawner.start(order).await.map_err(|error| refused_start(&api.metrics, &key, error))?;
     Ok(Json(convert::started(started, &caller.relay_url)))
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use glidepath_api_types::agent::ToAgent;
 use glidepath_domain::backend::{Backend, JobLabel, JobState, ServerAddress};
 use glidepath_domain::names::SiteName;
-use glidepath_domain::run::{Deadlines, Effect, Event, State};
+use glidepath_domain::run::{Deadlines, Effect, EndReason, Event, State};
 use glidepath_domain::site::Reach;
 use glidepath_tunnel::link::Link;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -243,6 +243,7 @@ impl Driver {
     fn step(&mut self, event: Event) -> Vec<Effect> {
         let deadlines = self.shared.settings.deadlines;
         let before = self.record.run.state;
+        self.told_link(&event);
         let effects = self.record.run.step(event, clock::now(), &deadlines);
         if before != self.record.run.state {
             self.told_state();
@@ -253,10 +254,29 @@ impl Driver {
     fn told_state(&self) {
         let run = &self.record.run;
         let site = run.current().map(|attempt| attempt.at.site.as_str());
-        let reason = run.end.as_ref().map(|end| end.reason.as_str());
         let key = self.record.key();
         let attempt = run.tries.len();
-        tracing::info!(run = %run.id, server.key = %key, attempt, site, reason, "the run is {:?}", run.state);
+        let Some(end) = &run.end else {
+            let state = format!("{:?}", run.state).to_lowercase();
+            tracing::info!(run = %run.id, server.key = %key, attempt, site, "the run is {state}");
+            return;
+        };
+        let (reason, why, exit_code, signal) =
+            (end.reason.as_str(), end.message.as_str(), end.exit_code, end.signal);
+        if is_for_the_operator(end.reason) {
+            tracing::warn!(run = %run.id, server.key = %key, attempt, site, reason, why, exit_code, signal, "the run is ended");
+        } else {
+            tracing::info!(run = %run.id, server.key = %key, attempt, site, reason, why, exit_code, signal, "the run is ended");
+        }
+    }
+
+    fn told_link(&self, event: &Event) {
+        let said = match event {
+            Event::LinkCut(_) => "the link to the server's agent is cut; the run is kept",
+            Event::LinkBack(_) => "the link to the server's agent is back",
+            _ => return,
+        };
+        tracing::info!(run = %self.record.run.id, server.key = %self.record.key(), "{said}");
     }
 
     /// Writes down what changed, shows it, and does what is asked.
@@ -457,4 +477,22 @@ impl Driver {
 
 fn view_without_usage(view: &RunView) -> RunView {
     RunView { usage: None, ..view.clone() }
+}
+
+/// Whether an end tells of a site or of the way home, and not of a user or their program.
+fn is_for_the_operator(reason: EndReason) -> bool {
+    match reason {
+        EndReason::NoSite
+        | EndReason::QueueDeadline
+        | EndReason::DialDeadline
+        | EndReason::StartDeadline
+        | EndReason::AgentLost
+        | EndReason::Refused
+        | EndReason::HomeAbsent => true,
+        EndReason::Stopped
+        | EndReason::Cancelled
+        | EndReason::Exited
+        | EndReason::Killed
+        | EndReason::Walltime => false,
+    }
 }
