@@ -179,7 +179,10 @@ async fn what_no_site_can_take_is_refused_with_a_reason_per_site() {
     let problem = answer.problem();
     assert_eq!(problem.title, "no site can take this request");
     let of_far = &problem.problems[0].message;
-    assert!(of_far.starts_with("<The far site>: Gives one server"), "users know sites by their titles: {of_far}");
+    assert!(
+        of_far.starts_with("<The far site>: Gives one server"),
+        "users know sites by their titles: {of_far}"
+    );
     let metrics = house.observe("/metrics").await.body;
     assert!(metrics.contains(r#"glidepath_refusals_total{reason="no_site"} 1"#), "{metrics}");
 }

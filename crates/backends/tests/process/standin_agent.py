@@ -5,6 +5,7 @@ The manner comes from the dial file. Every process notes its number in the home,
 can count both without asking the backend.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -82,7 +83,7 @@ def child(home, deaf, own_way):
 
 
 def run(words):
-    given = dict(zip(words[::2], words[1::2]))
+    given = dict(zip(words[::2], words[1::2], strict=True))
     home = given["--home"]
     with open(given["--dial-file"]) as dial_file:
         dial = json.load(dial_file)
@@ -99,15 +100,16 @@ def run(words):
     if manner == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
+
         def end(_signal, _frame):
             if manner == "calm":
-                for line in open(f"{home}/pids-{os.environ['GLIDEPATH_ATTEMPT']}"):
-                    if int(line) != os.getpid():
-                        try:
-                            os.kill(int(line), signal.SIGKILL)
-                        except ProcessLookupError:
-                            pass
+                with open(f"{home}/pids-{os.environ['GLIDEPATH_ATTEMPT']}") as pids:
+                    others = [int(line) for line in pids if int(line) != os.getpid()]
+                for pid in others:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             os._exit(0)
+
         signal.signal(signal.SIGTERM, end)
     note(home, "pids", os.getpid())
     note(home, "agent", os.getpid())
