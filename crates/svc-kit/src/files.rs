@@ -11,8 +11,12 @@ use nix::fcntl::{Flock, FlockArg};
 /// Largest private file that is read.
 const READ_MAX_BYTES: u64 = 1024 * 1024;
 
-/// Makes a folder (and those above it) that only this account may enter; a folder that is there is closed to others.
+/// Makes a folder that only this account may enter; one that is there is closed to others. What is missing above it
+/// gets the usual mode, as others' folders may lie there too.
 pub fn private_dir(path: &Path) -> io::Result<()> {
+    if let Some(above) = path.parent() {
+        fs::create_dir_all(above)?;
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let mode = fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
@@ -146,9 +150,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         private_dir(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&path), 0o700);
+        fs::create_dir(dir.path().join("usual")).unwrap();
+        assert_eq!(mode(&dir.path().join("a")), mode(&dir.path().join("usual")), "others may lie beside it");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         private_dir(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(mode(&path), 0o700);
     }
 
     #[test]

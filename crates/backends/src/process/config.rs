@@ -12,6 +12,7 @@ use nix::unistd::{Uid, User};
 use serde::Deserialize;
 
 use super::homes::HomeTemplate;
+use super::root::closed_above;
 
 /// First account of a range when the operator names none: above what distributions give to people and daemons,
 /// below the usual ranges of subordinate ids.
@@ -208,6 +209,9 @@ impl ProcessConfig {
                     format!("cannot write in {}: {}", there.display(), why.desc()),
                 ));
             }
+        }
+        if self.switches_accounts() {
+            told.extend(closed_above(&self.work_root).map(|why| ("work_root".to_owned(), why)));
         }
         told
     }
@@ -424,6 +428,19 @@ mod tests {
         let keys: Vec<String> = check(bad, &given()).unwrap_err().into_iter().map(|(key, _)| key).collect();
         let all = ["work_root", "homes", "slots", "cgroup_parent", "processes_max", "proxy", "proxy"];
         assert_eq!(keys, all);
+    }
+
+    #[test]
+    fn a_closed_folder_above_the_work_root_is_lacking_what_jobs_need() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let text = format!("work_root = '{}/new/jobs'", folder.path().display());
+        let told = |accounts| ProcessConfig { accounts, ..check(file(&text), &given()).unwrap() }.lacks();
+        let of_others = told(Accounts::User);
+        assert_eq!(of_others.len(), 1);
+        assert!(of_others[0].0 == "work_root" && of_others[0].1.contains("chmod o+x"), "{of_others:?}");
+        assert_eq!(told(Accounts::Shared { several_users: true }), []);
     }
 
     #[test]

@@ -133,18 +133,25 @@ fn check_folder(path: &Path, switches_accounts: bool) -> Result<(), String> {
                 format!("the work root {shown} cannot be opened to the accounts of jobs: {why}")
             })?;
         }
-        for above in path.ancestors().skip(1) {
-            let open = fs::metadata(above).is_ok_and(|found| found.mode() & 0o001 != 0);
-            if !open {
-                return Err(format!(
-                    "the accounts of jobs cannot pass {} on the way to the work root {shown}; chmod o+x it, or choose \
-                     another work_root",
-                    above.display()
-                ));
-            }
+        if let Some(told) = closed_above(path) {
+            return Err(told);
         }
     }
     Ok(())
+}
+
+/// Tells of a folder above the work root that other accounts cannot pass. One that is not there yet is no problem.
+pub(super) fn closed_above(work_root: &Path) -> Option<String> {
+    let closed = |above: &&Path| match fs::metadata(above) {
+        Ok(found) => found.mode() & 0o001 == 0,
+        Err(why) => why.kind() != std::io::ErrorKind::NotFound,
+    };
+    let above = work_root.ancestors().skip(1).find(closed)?;
+    Some(format!(
+        "the accounts of jobs cannot pass {} on the way to the work root {}; chmod o+x it, or choose another work_root",
+        above.display(),
+        work_root.display()
+    ))
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, String> {
