@@ -29,6 +29,7 @@ mod render;
 mod root;
 mod start;
 mod submit;
+mod tree;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};

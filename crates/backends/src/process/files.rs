@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use super::accounts::Account;
+use super::tree;
 
 /// Writes a file that must not exist yet, to the disk.
 pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -67,9 +68,10 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     absent_is_well(fs::remove_file(path))
 }
 
-/// Removes a folder with all that is in it, without following links; succeeds when there is none.
+/// Removes a folder with all that is in it, without following links, whatever a job made in it; succeeds when there is
+/// none.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    absent_is_well(fs::remove_dir_all(path))
+    tree::remove(path)
 }
 
 /// Makes "there is none" a success.

@@ -36,6 +36,10 @@ impl HomeTemplate {
         let plain = raw.replace("{user}", "u").replace("{hub}", "h");
         if !raw.contains("{user}") {
             Err(format!("{raw:?} has no {{user}} in it, so all users would share one home"))
+        } else if mixes_names(raw) {
+            Err(format!(
+                "{raw:?} has {{hub}} and {{user}} side by side, so two users could share one home: put a / or a . between"
+            ))
         } else if plain.contains(['{', '}']) {
             Err(format!("{raw:?} has braces other than {{user}} and {{hub}}"))
         } else if plain_absolute(Path::new(&plain)) {
@@ -66,6 +70,13 @@ impl HomeTemplate {
             }
         }
     }
+}
+
+/// True when nothing that no slug holds stands between two placeholders: `a-b` and `c`, or `a` and `b-c`?
+fn mixes_names(template: &str) -> bool {
+    let mut between = template.split(['{', '}']).skip(2).step_by(2).collect::<Vec<_>>();
+    between.pop(); // what follows the last one
+    between.iter().any(|text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'))
 }
 
 fn fill_in(template: &str, key: &ServerKey) -> PathBuf {
@@ -122,8 +133,26 @@ pub(crate) fn ensure(template: &HomeTemplate, home: &Path, account: &Account) ->
     }
 }
 
-/// Removes a home for good. Follows no link, and succeeds when there is none.
-pub(crate) fn remove(home: &Path) -> Result<(), BackendError> {
+/// Removes a home for good, if it is this account's. Follows no link, and succeeds when there is none. A folder of
+/// somebody else that happens to lie where this user's home would be is not touched.
+pub(crate) fn remove(
+    home: &Path,
+    account: impl FnOnce() -> Result<Account, BackendError>,
+) -> Result<(), BackendError> {
+    let unknown =
+        |why: io::Error| BackendError::Unknown(format!("the home {} cannot be used: {why}", home.display()));
+    match fs::symlink_metadata(home) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(why) => return Err(unknown(why)),
+        Ok(found) if found.uid() != account()?.uid && !is_empty(home) => {
+            return Err(BackendError::Refused(format!(
+                "the home {} belongs to the account {} and is not removed",
+                home.display(),
+                found.uid()
+            )));
+        }
+        Ok(_) => {}
+    }
     files::remove_tree(home).map_err(|why| {
         BackendError::Unknown(format!("the home {} is not wholly removed: {why}", home.display()))
     })
@@ -156,10 +185,15 @@ mod tests {
             ("data/{user}", "absolute"),
             ("/data/../{user}", "absolute"),
             ("/data/{user}/{server}", "braces"),
+            ("/data/{hub}-{user}", "side by side"),
+            ("/data/{user}_x_{hub}/notebooks", "side by side"),
+            ("/data/{hub}{user}", "side by side"),
         ] {
             assert!(HomeTemplate::parse(raw).unwrap_err().contains(why), "{raw}");
         }
-        assert!(HomeTemplate::parse("/data/{hub}-{user}/notebooks").is_ok());
+        for raw in ["/data/{hub}/{user}/notebooks", "/data/{hub}.{user}", "/data/{user}"] {
+            assert!(HomeTemplate::parse(raw).is_ok(), "{raw}");
+        }
     }
 
     #[test]

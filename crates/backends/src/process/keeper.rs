@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -211,7 +211,8 @@ impl Keeper {
 
     /// Removes all that is kept of an ended job.
     pub(crate) fn forget(&self, label: &JobLabel) -> Result<(), BackendError> {
-        let _turn = self.turn()?;
+        let turn = self.turn()?;
+        let mut apart = None;
         if let Some(mut job) = self.find(label)? {
             self.settle(&mut job)?;
             if !matches!(job.phase, Phase::Ended { .. }) {
@@ -220,7 +221,9 @@ impl Keeper {
             if self.kill_all(job.attempt, None, Some(job.account.uid))? > 0 {
                 return Err(BackendError::Unknown(format!("processes of the job {} still end", job.attempt)));
             }
-            self.remove(&job).map_err(|why| unknown("the job's folder cannot be removed", &why))?;
+            let moved = self.put_apart(&job);
+            let moved = moved.map_err(|why| unknown("the job's folder cannot be removed", &why))?;
+            apart = Some((moved, job.outer_socket_dir()));
         }
         if let Some(cgroups) = &self.cgroups {
             cgroups
@@ -228,21 +231,20 @@ impl Keeper {
                 .map_err(|why| unknown("the job's cgroup cannot be removed", &why))?;
         }
         self.children.forget(label.attempt);
+        drop(turn); // a job may have left millions of files: nobody else waits for their end
+        if let Some((folder, outer)) = apart {
+            remove_apart(&folder, outer.as_deref());
+        }
         Ok(())
     }
 
-    /// Moves the folder away in one step, then removes it: a crash in between leaves no half job.
-    fn remove(&self, job: &Record) -> io::Result<()> {
-        if let Some(outer) = job.outer_socket_dir() {
-            files::remove_tree(&outer)?;
-        }
+    /// Moves the folder away in one step, so that a crash before it is removed leaves no half job. The next start of
+    /// the service removes what is left there.
+    fn put_apart(&self, job: &Record) -> io::Result<PathBuf> {
         let apart = self.root.staging(job.attempt);
         fs::rename(self.root.job(job.attempt), &apart)?;
         files::sync_folder(&self.root.jobs())?;
-        if let Err(why) = files::remove_tree(&apart) {
-            tracing::warn!(folder = %apart.display(), "an ended job's folder is not wholly removed: {why}");
-        }
-        Ok(())
+        Ok(apart)
     }
 
     /// What the site can take.
@@ -279,7 +281,7 @@ impl Keeper {
         if used {
             return Err(BackendError::Refused("a server of this user is still running here".to_owned()));
         }
-        homes::remove(&home)
+        homes::remove(&home, || self.book.account(key))
     }
 
     /// Brings one job's record in line with the world. True while it is on its way to an end.
@@ -460,6 +462,14 @@ impl Turn {
             self.in_hand.remove(&attempt);
         }
         cancelled
+    }
+}
+
+/// The socket's folder first: where it is stands in the other one.
+fn remove_apart(folder: &Path, outer: Option<&Path>) {
+    let removed = outer.map_or(Ok(()), files::remove_tree).and_then(|()| files::remove_tree(folder));
+    if let Err(why) = removed {
+        tracing::warn!(folder = %folder.display(), "an ended job's folder is not wholly removed: {why}");
     }
 }
 

@@ -307,6 +307,22 @@ async fn forgetting_follows_no_link_of_the_user() {
     assert!(!own.exists() && !bench.home(&spec.label.key).exists());
 }
 
+/// A folder where a user's home would be, of somebody who is not that user.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_another_account_is_not_removed_as_a_users_home() {
+    if !is_root() {
+        return; // every folder belongs to the one account
+    }
+    let bench = ProcessBench::new("");
+    let home = bench.home(&key("carl"));
+    fs::create_dir_all(&home).unwrap();
+    fs::write(home.join("thesis.txt"), "years").unwrap();
+    std::os::unix::fs::chown(&home, Some(12_345), Some(12_345)).unwrap();
+    let told = bench.process().delete_home(&key("carl")).await;
+    assert!(matches!(&told, Err(BackendError::Refused(why)) if why.contains("12345")), "{told:?}");
+    assert!(home.join("thesis.txt").exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_makes_no_half_job_and_keeps_none_alive() {
     if !is_root() {

@@ -14,7 +14,12 @@ import socket
 import sys
 import time
 
-LIMITS = {"core": resource.RLIMIT_CORE, "data": resource.RLIMIT_DATA, "nproc": resource.RLIMIT_NPROC}
+LIMITS = {
+    "core": resource.RLIMIT_CORE,
+    "data": resource.RLIMIT_DATA,
+    "nofile": resource.RLIMIT_NOFILE,
+    "nproc": resource.RLIMIT_NPROC,
+}
 
 
 def confine(words):
@@ -37,7 +42,8 @@ def confine(words):
         os.setsid()
     for limit in given.pop("--rlimit", []):
         name, value = limit.split("=")
-        resource.setrlimit(LIMITS[name], (int(value), int(value)))
+        soft, _, hard = value.partition(":")
+        resource.setrlimit(LIMITS[name], (int(soft), int(hard or soft)))
     os.umask(int(given.pop("--umask")[0], 8))
     groups = given.pop("--groups", [""])[0]
     if "--uid" in given:
