@@ -129,6 +129,11 @@ async def test_people_see_and_cancel_their_servers_and_only_operators_those_of_o
     assert service.servers["hub.ada."]["state"] == "ended"
     assert service.servers["hub.ada.lab"]["state"] == "ready"
 
+    # The open page may look again; a page of the same origin that a user's server made may not.
+    script = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
+    assert "lab" in await ada.get("/services/glidepath/list", **script, **{"X-XSRFToken": token})
+    assert "lab" not in await ada.get("/services/glidepath/list", status=403, **script)
+
     # Away: told, and back again.
     await service.down()
     assert "does not answer" in await ada.get("/services/glidepath/")

@@ -188,10 +188,11 @@ class Servers(Handler):
 
 
 class ServerList(Handler):
-    """``GET``: only the list, for a page that is open."""
+    """``GET``: only the list, for a page that is open.
 
-    def check_xsrf_cookie(self) -> None:
-        _only_from_here(self)
+    It holds the token that cancels, so it wants that token: another page of the same origin, such as one that a
+    user's server made, cannot fetch it.
+    """
 
     def get_login_url(self) -> str:
         raise web.HTTPError(403, "Log in again.")
