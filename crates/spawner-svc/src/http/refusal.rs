@@ -2,8 +2,9 @@
 //!
 //! The caller gets a status, a stable word and a sentence; the log gets the chain, here and once.
 
+use std::fmt;
+
 use glidepath_api_types::spawner::FieldProblem;
-use glidepath_domain::names::ServerKey;
 use glidepath_svc_kit::problem::ApiError;
 use glidepath_svc_kit::problems::Problems;
 use http::StatusCode;
@@ -19,7 +20,7 @@ pub(super) fn refused(metrics: &Metrics, error: impl Into<Refusal>) -> ApiError 
 }
 
 /// As [`refused`], for a start: the operator who is asked "why not?" finds it in the log.
-pub(super) fn refused_start(metrics: &Metrics, key: &ServerKey, error: impl Into<Refusal>) -> ApiError {
+pub(super) fn refused_start(metrics: &Metrics, key: &impl fmt::Display, error: impl Into<Refusal>) -> ApiError {
     let error = refused(metrics, error);
     tracing::info!(server.key = %key, reason = error.code(), why = error.in_one_line(), "a start was refused");
     error
