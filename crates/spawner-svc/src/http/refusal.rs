@@ -20,7 +20,11 @@ pub(super) fn refused(metrics: &Metrics, error: impl Into<Refusal>) -> ApiError 
 }
 
 /// As [`refused`], for a start: the operator who is asked "why not?" finds it in the log.
-pub(super) fn refused_start(metrics: &Metrics, key: &impl fmt::Display, error: impl Into<Refusal>) -> ApiError {
+pub(super) fn refused_start(
+    metrics: &Metrics,
+    key: &impl fmt::Display,
+    error: impl Into<Refusal>,
+) -> ApiError {
     let error = refused(metrics, error);
     tracing::info!(server.key = %key, reason = error.code(), why = error.in_one_line(), "a start was refused");
     error
