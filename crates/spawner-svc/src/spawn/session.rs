@@ -116,8 +116,9 @@ impl Session {
                 read = from.read(&mut chunk) => match read {
                     Ok(0) | Err(_) => return Over::Stream,
                     Ok(count) => {
+                        let known = heard.len();
                         heard.extend_from_slice(&chunk[..count]);
-                        if !self.take_lines(&mut heard).await {
+                        if !self.take_lines(&mut heard, known).await {
                             return Over::All;
                         }
                     }
@@ -126,10 +127,10 @@ impl Session {
         }
     }
 
-    /// Takes the whole lines out of what was heard. False when the talk is over.
-    async fn take_lines(&self, heard: &mut Vec<u8>) -> bool {
-        while let Some(end) = heard.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = heard.drain(..=end).collect();
+    /// Takes the whole lines out of what was heard; the first `known` bytes hold no line's end. False when the talk is
+    /// over.
+    async fn take_lines(&self, heard: &mut Vec<u8>, mut known: usize) -> bool {
+        while let Some(line) = next_line(heard, &mut known) {
             match serde_json::from_slice::<FromAgent>(&line) {
                 Ok(FromAgent::Report(report)) => {
                     if self.tell.send((self.session, report_message(self.number, report))).await.is_err() {
@@ -146,6 +147,13 @@ impl Session {
         }
         true
     }
+}
+
+/// Takes the first line out. Each byte is looked at once: an agent may send a long line byte by byte.
+fn next_line(heard: &mut Vec<u8>, known: &mut usize) -> Option<Vec<u8>> {
+    let from = std::mem::take(known);
+    let end = heard.iter().skip(from).position(|byte| *byte == b'\n')?;
+    Some(heard.drain(..=from + end).collect())
 }
 
 fn report_message(number: u32, report: Report) -> Message {
@@ -209,6 +217,20 @@ fn plain_line(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_found_however_they_are_cut_and_no_byte_is_looked_at_twice() {
+        let (mut heard, mut lines) = (Vec::new(), Vec::new());
+        for piece in ["a", "b\nc\n\nd", "", "e\n", "f"] {
+            let mut known = heard.len();
+            heard.extend_from_slice(piece.as_bytes());
+            while let Some(line) = next_line(&mut heard, &mut known) {
+                lines.push(String::from_utf8(line).unwrap());
+            }
+        }
+        assert_eq!((lines.concat().as_str(), heard.as_slice()), ("ab\nc\n\nde\n", b"f".as_slice()));
+        assert_eq!(next_line(&mut b"looked at\n".to_vec(), &mut 10), None);
+    }
 
     #[test]
     fn text_of_a_job_is_capped_and_plain() {
