@@ -447,8 +447,9 @@ impl Keeper {
     }
 
     fn turn(&self) -> Result<MutexGuard<'_, Turn>, BackendError> {
-        self.failpoint.alive()?;
-        Ok(self.turn.lock().unwrap_or_else(PoisonError::into_inner))
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.failpoint.alive()?; // here, because the dead do not wait for their turn either
+        Ok(turn)
     }
 }
 
