@@ -28,7 +28,7 @@ PICTURES = places.TOP / ("docs/images" if os.environ.get("KEEP_PICTURES") else "
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[BrowserContext]:
+def browser(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
     """Chromium that reaches this machine and nothing else."""
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
@@ -41,6 +41,8 @@ def browser(tmp_path: Path) -> Iterator[BrowserContext]:
         context.route("**/*", stay_here)
         context.set_default_timeout(30_000)
         yield context
+        # What was on the screen at the end: a test that failed is understood at once.
+        context.pages[0].screenshot(path=places.TOP / "test-results" / "screens" / f"{request.node.name}.png")
         context.close()
 
 
@@ -58,6 +60,13 @@ def login(page: Page, house: House, user: str) -> None:
     page.fill("#password_input", "demo")
     page.click("#login_submit")
     page.wait_for_load_state()
+
+
+def open_notebook(page: Page) -> None:
+    """A new one, with a kernel that listens: Lab drops what is run before that."""
+    page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
+    page.get_by_text("| Idle").first.wait_for(timeout=60_000)
+    page.locator(".jp-Notebook .cm-content").first.click()
 
 
 def picture(page: Page, name: str, whole: bool = False) -> None:
@@ -86,9 +95,7 @@ def test_a_person_works_in_a_lab_behind_the_far_link(house: House, browser: Brow
     page.wait_for_url("**/user/ada/**", timeout=60_000)
     page.wait_for_selector("#jp-main-dock-panel", timeout=60_000)
 
-    page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
-    cell = page.locator(".jp-Notebook .cm-content").first
-    cell.click()
+    open_notebook(page)
     page.keyboard.type("print('6 x 7 =', 6 * 7)")
     page.keyboard.press("Shift+Enter")
     page.locator(".jp-OutputArea-output", has_text="6 x 7 = 42").first.wait_for(timeout=60_000)
@@ -109,8 +116,7 @@ def test_lab_gets_the_output_of_a_cell_that_ran_while_the_service_was_dead(
     login(page, house, "bob")
     page.goto(house.url + "user/bob/lab?reset")
     page.wait_for_selector("#jp-main-dock-panel", timeout=60_000)
-    page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
-    page.locator(".jp-Notebook .cm-content").first.click()
+    open_notebook(page)
     page.keyboard.type("import time\nfor n in range(8): time.sleep(1); print('tick', n)")
     page.keyboard.press("Shift+Enter")
     page.locator(".jp-OutputArea-output", has_text="tick 0").first.wait_for(timeout=60_000)
