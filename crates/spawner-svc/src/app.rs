@@ -77,8 +77,9 @@ pub struct App {
 
 /// Runs the service until it is told to stop, by the token or by a signal.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    open_files::raise();
-    App::open(config, &real_backend, stop).await?.serve().await
+    let app = App::open(config, &real_backend, stop).await?;
+    open_files::raise(); // once it is open: a service that cannot start says why, and nothing else
+    app.serve().await
 }
 
 impl App {
