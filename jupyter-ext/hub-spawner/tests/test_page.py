@@ -19,7 +19,10 @@ from hubs import Hub
 PROXY = os.environ.get("GLIDEPATH_PROXY") or shutil.which("configurable-http-proxy") or ""
 HTML = "<img src=x onerror=alert(1)>"
 
-pytestmark = pytest.mark.skipif(not PROXY, reason="GLIDEPATH_PROXY names no configurable-http-proxy")
+
+@pytest.fixture(scope="module", autouse=True)
+def _there_is_a_proxy() -> None:
+    assert PROXY, "GLIDEPATH_PROXY names no configurable-http-proxy: run scripts/shim-tests"
 
 
 class Browser:

@@ -30,7 +30,10 @@ BUILT = Path(__file__).resolve().parents[3] / "target" / "debug" / "glidepath-sp
 PROGRAM = os.environ.get("GLIDEPATH_SPAWNER_BIN") or str(BUILT)
 HUB = HubFacts("hub", "http://127.0.0.1:8081/hub/api", "/")
 
-pytestmark = pytest.mark.skipif(not os.access(PROGRAM, os.X_OK), reason="the service's program is not built")
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_service_is_built() -> None:
+    assert os.access(PROGRAM, os.X_OK), f"{PROGRAM} is not there: run scripts/shim-tests"
 
 
 class House:
