@@ -75,7 +75,9 @@ async fn a_home_absent_for_too_long_ends_the_server_after_a_warning() {
     let mut job = Job::start_with(home.address, JobWith { absence_limit_s: 3, ..JobWith::default() });
     let mut control = home.control().await;
     control
-        .launch(script("trap 'echo saved; exit 0' TERM; echo up > up.txt; while :; do sleep 0.05; done"))
+        .launch(script(
+            "trap 'cat THIS*; echo saved; exit 0' TERM; echo up > up.txt; while :; do sleep 0.05; done",
+        ))
         .await;
     job.written("up.txt").await;
     let address = home.die().await;
@@ -83,6 +85,7 @@ async fn a_home_absent_for_too_long_ends_the_server_after_a_warning() {
     until(SOON, "its last words arrive", || async { job.server_log().contains("saved") }).await;
     let log = job.server_log();
     let warned = log.find("unless it comes back").expect(&log);
+    assert!(log.contains("# This server ends soon"), "the file that Lab's file browser shows: {log}");
     assert!(warned < log.find("home was absent for too long").expect(&log), "{log}");
     let mut home = Home::at(address).await;
     assert_eq!(home.control().await.ended().await.0.cause, EndCause::HomeAbsent);
