@@ -75,8 +75,21 @@ async def test_a_server_lives_through_hubs_and_outages(hub, service):
     assert service.servers[KEY]["state"] == "ended"
 
 
-async def test_a_server_that_the_hub_lost_is_taken_back_with_its_token(hub, service):
-    await hub.up()
+#: A page that shows the state asks at the worst moment: between the end of a start and what the Hub does with its token.
+CURIOUS_PAGE = """
+from jupyterhub_glidepath.spawner import GlidepathSpawner
+class Watched(GlidepathSpawner):
+    async def start(self):
+        url = await super().start()
+        self.get_state()
+        return url
+c.JupyterHub.spawner_class = Watched
+"""
+
+
+@pytest.mark.parametrize("more", ["", CURIOUS_PAGE], ids=["quiet", "while a page shows the state"])
+async def test_a_server_that_the_hub_lost_is_taken_back_with_its_token(hub, service, more):
+    await hub.up(HUB_TEST_MORE=more)
     await hub.api("POST", "/users/ada")
     await hub.start()
     await hub.until(lambda: service.bodies)
@@ -89,7 +102,7 @@ async def test_a_server_that_the_hub_lost_is_taken_back_with_its_token(hub, serv
         db.execute("update spawners set server_id = null, state = '{}'")
         db.execute("delete from oauth_clients where identifier = 'jupyterhub-user-ada'")
         db.execute("delete from api_tokens where note like 'Server at%'")
-    await hub.up()
+    await hub.up(HUB_TEST_MORE=more)
     assert (await hub.api("GET", "/user", token=old))[0] == 403
     service.adopt = old
     await hub.start()

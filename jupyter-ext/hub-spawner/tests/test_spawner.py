@@ -100,9 +100,11 @@ async def test_a_live_run_of_an_earlier_spawn_gets_its_own_token_back(spawner, s
     await service.set(KEY, run="01A", state="ready", url=service.url)
     assert await spawner.start() == service.url
     assert spawner.api_token == "old-token"
-    # What the Hub does right after start(), before it stores the state:
-    spawner.orm_spawner.oauth_client.allowed_scopes, spawner.orm_spawner.oauth_client.description = [], "x"
+    # What the Hub does right after start(); a page may ask for the state before.
     spawner.get_state()
+    spawner.orm_spawner.oauth_client.allowed_scopes, spawner.orm_spawner.oauth_client.description = [], "x"
+    spawner.start_polling()
+    spawner.stop_polling()
     assert spawner.orm_spawner.oauth_client.allowed_scopes == ["a", "b"]
     assert spawner.orm_spawner.oauth_client.description == "Server at /user/ada/"
 

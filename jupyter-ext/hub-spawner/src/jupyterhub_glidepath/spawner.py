@@ -182,6 +182,7 @@ class GlidepathSpawner(Spawner):
         """Starts the server, or finds it alive; returns the relay's URL when the server answers."""
         leave_uncounted(self)
         self._starting, self._gave_up = True, True
+        self._oauth_client_as_made = None
         if self._http_timeout_set:
             self.http_timeout, self._http_timeout_set = self._http_timeout_set, 0
         try:
@@ -290,6 +291,8 @@ class GlidepathSpawner(Spawner):
         self._watch_end()
 
     def start_polling(self) -> None:
+        """The server is up: the Hub calls this when it has done what it does with a start's token."""
+        self._restore_oauth_client()
         super().start_polling()
         self._watch_end()
 
@@ -300,8 +303,7 @@ class GlidepathSpawner(Spawner):
             connection.feed.call_at_end(self._key, None)
 
     def get_state(self) -> dict[str, Any]:
-        """For the eye only: everything is derived from the key."""
-        self._restore_oauth_client()
+        """For the eye only: everything is derived from the key. Any page may ask, at any time."""
         state: dict[str, Any] = super().get_state()
         if self._run:
             state["run"] = self._run
@@ -412,7 +414,7 @@ class GlidepathSpawner(Spawner):
 
         The Hub notices after ``start()`` that the token differs: it drops the one that it made, takes the older one
         into its database when it is no longer there, and makes it the OAuth client's secret. It also resets what that
-        client is allowed, which :meth:`get_state`, called right after, puts back.
+        client is allowed, which :meth:`start_polling`, called right after, puts back.
         """
         self.log.info("%s was found alive and is taken back", self._log_name)
         client = self.orm_spawner.oauth_client
