@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use glidepath_domain::backend::{CancelHow, JobSeen, JobState};
 use glidepath_domain::names::Attempt;
 use glidepath_domain::run::Event;
@@ -22,8 +23,10 @@ use crate::sites::{SiteSetup, jittered};
 const LIST_WITHIN: Duration = Duration::from_secs(60);
 /// A site that did not answer so often in a row is asked at the slow pace.
 const HAMMER_AT_MOST: u32 = 5;
-/// One cancel or forget of a job that nobody wants.
+/// The removal of all jobs of one list that nobody wants: no list is taken meanwhile.
 const REMOVE_WITHIN: Duration = Duration::from_secs(30);
+/// Of them at a time.
+const REMOVALS_AT_ONCE: usize = 8;
 /// Between two looks for such jobs where nothing runs.
 const IDLE: Duration = Duration::from_secs(60);
 /// After this long a job that nobody wants is ended the unkind way.
@@ -80,7 +83,18 @@ async fn look(shared: &Shared, setup: &SiteSetup, orphans: &mut HashMap<Attempt,
         };
         tell(door, message);
     }
-    remove_orphans(shared, setup, seen, orphans).await;
+    // A job of a run that has a driver is that driver's matter: it was begun just now, or thought to be cleaned up.
+    let mut unwanted = HashMap::new();
+    for (attempt, job) in seen {
+        let door = shared.book().door(attempt.run);
+        match door {
+            Some(door) => tell(&door, Message::Listed { number: attempt.number, state: job.state }),
+            None => {
+                unwanted.insert(attempt, job);
+            }
+        }
+    }
+    remove_orphans(shared, setup, unwanted, orphans).await;
     true
 }
 
@@ -98,20 +112,22 @@ fn tell(door: &Door, message: Message) {
     }
 }
 
-/// Removes the jobs that no run wants: left by a crash between two steps, or by a submit that came through late.
+/// Removes the jobs that no run wants: left by a crash between two steps, or by a submit that came through late. What
+/// takes too long is asked for again after the next list.
 async fn remove_orphans(
     shared: &Shared,
     setup: &SiteSetup,
-    unwatched: HashMap<Attempt, JobSeen>,
+    undriven: HashMap<Attempt, JobSeen>,
     orphans: &mut HashMap<Attempt, Instant>,
 ) {
-    let there: HashSet<Attempt> = unwatched.keys().copied().collect();
+    let there: HashSet<Attempt> = undriven.keys().copied().collect();
     orphans.retain(|attempt, _| there.contains(attempt));
-    for (attempt, job) in unwatched {
+    let mut removals = Vec::new();
+    for (attempt, job) in undriven {
         match shared.store.is_wanted(attempt).await {
-            Ok(Some(true)) => continue, // just begun, or just cleaned up
+            Ok(Some(true)) => continue, // its run could not be read: nobody drives it, and nobody may end it
             Ok(Some(false) | None) => {}
-            Err(_) => return, // nobody knows whether it is wanted
+            Err(_) => break, // nobody knows whether it is wanted
         }
         let since = *orphans.entry(attempt).or_insert_with(|| {
             tracing::warn!(site = %setup.site.name, %attempt, server.key = %job.label.key, job.id = job.id.0,
@@ -119,10 +135,15 @@ async fn remove_orphans(
             Instant::now()
         });
         let how = if since.elapsed() > KINDLY_FOR { CancelHow::Now } else { CancelHow::Kindly };
-        let over = matches!(job.state, JobState::Ended(_));
-        let cancelled = timeout(REMOVE_WITHIN, setup.backend.cancel(&job.label, how)).await;
-        if over && matches!(cancelled, Ok(Ok(()))) {
-            let _ = timeout(REMOVE_WITHIN, setup.backend.forget(&job.label)).await; // asked again with the next list
-        }
+        removals.push(remove(setup, job, how));
+    }
+    let all = futures_util::stream::iter(removals).for_each_concurrent(REMOVALS_AT_ONCE, |removal| removal);
+    let _ = timeout(REMOVE_WITHIN, all).await;
+}
+
+async fn remove(setup: &SiteSetup, job: JobSeen, how: CancelHow) {
+    let cancelled = setup.backend.cancel(&job.label, how).await;
+    if cancelled.is_ok() && matches!(job.state, JobState::Ended(_)) {
+        let _ = setup.backend.forget(&job.label).await; // asked again with the next list
     }
 }
