@@ -5,6 +5,7 @@
 //! serve  named tasks ► attach file ► … ► SIGTERM: drain, runs live on
 //! ```
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use glidepath_svc_kit::shutdown;
 use glidepath_svc_kit::tasks::Tasks;
 use glidepath_tunnel::home::{HomeConfig, HomeEnd};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::arrivals::Arrivals;
@@ -61,6 +63,8 @@ pub type Backends<'a> = &'a (dyn Fn(&SiteConfig) -> anyhow::Result<Arc<dyn Backe
 pub struct App {
     _lock: Lock,
     stop: CancellationToken,
+    /// Ends links and the servers' calls of their Hub: after the relays, whose requests go over them.
+    links_stop: CancellationToken,
     state_dir: PathBuf,
     attach: Attach,
     api: (TcpListener, axum::Router),
@@ -97,7 +101,8 @@ impl App {
         let (home_url, trust, tls) = home(&config, &state_dir, link.local_addr()?)?;
 
         let routes = Routes::new();
-        let forward = HubForward::new(config.hubs.iter().map(target).collect(), stop.child_token())?;
+        let links_stop = CancellationToken::new();
+        let forward = HubForward::new(config.hubs.iter().map(target).collect(), links_stop.clone())?;
         let (arrivals, arrived) = Arrivals::new(&state_dir, instance, store.clone(), forward)?;
         let home_end = HomeEnd::new(HomeConfig::default(), arrivals.clone());
         let setups =
@@ -125,6 +130,7 @@ impl App {
         Ok(Self {
             _lock: lock,
             stop,
+            links_stop,
             state_dir,
             attach,
             api: (api, http::routes(handlers)),
@@ -153,15 +159,32 @@ impl App {
         tasks.spawn("signals", signals(stop()));
         tasks.spawn("sites", run_sites(self.sites, stop()));
         tasks.spawn("life cycle", self.life.run(stop()));
+        // Dropped by each relay when it is through: the channel's end is the end of all of them.
+        let (relaying, mut relayed) = mpsc::channel::<Infallible>(1);
         for (listener, hub) in self.relays {
             tasks.spawn(
                 "metrics of a hub",
                 self.counted.clone().follow(self.spawner.clone(), hub.name.clone(), stop()),
             );
-            tasks.spawn("relay", asked_for(relay::run(listener, hub.name, self.routes.clone(), stop())));
+            let relay = relay::run(listener, hub.name, self.routes.clone(), stop());
+            let relaying = relaying.clone();
+            tasks.spawn("relay", async move {
+                relay.await;
+                drop(relaying);
+                Ok(())
+            });
         }
+        drop(relaying);
         let (listener, tls, home_end) = self.link;
-        tasks.spawn("link", asked_for(link::run(listener, tls, home_end, stop())));
+        let (asked, links_stop) = (stop(), self.links_stop.clone());
+        tasks.spawn("drain", async move {
+            asked.cancelled().await;
+            let _ = relayed.recv().await; // nothing is ever sent
+            links_stop.cancel();
+            Ok(())
+        });
+        tasks.spawn("link", asked_for(link::run(listener, tls, home_end, self.links_stop)));
+        tasks.spawn("store", kept_open(self.store.clone(), stop()));
         tasks.spawn("api", listen(self.api, API_CONNECTIONS, stop()));
         tasks.spawn("metrics", listen(self.metrics, METRICS_CONNECTIONS, stop()));
 
@@ -288,6 +311,14 @@ async fn signals(stop: CancellationToken) -> anyhow::Result<()> {
             stop.cancel();
             Ok(())
         }
+    }
+}
+
+/// A store that takes nothing any more is the end of a service that must not act before it has written.
+async fn kept_open(store: Store, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        () = store.closed() => Err(anyhow!("the store's writer broke off")),
     }
 }
 

@@ -197,6 +197,11 @@ impl Store {
         self.inner.readers.close().await;
     }
 
+    /// Returns when the writer has ended: the store takes nothing any more.
+    pub async fn closed(&self) {
+        self.inner.changes.closed().await;
+    }
+
     /// True while reads and writes work; for `/health/ready`.
     pub async fn healthy(&self) -> bool {
         let read = sqlx::query("SELECT 1").fetch_one(&self.inner.readers);
@@ -205,9 +210,10 @@ impl Store {
     }
 
     /// Writes down a new run with its sealed launch order, and tells of it. One live run per server, whatever happens.
+    /// Waits for as long as the writer takes: whoever makes a run must know whether it is there.
     pub async fn create(&self, row: RunRow, order: &SecretString) -> Result<(), StoreError> {
         let sealed = self.inner.seal.close(&row.run.to_string(), order).map_err(out_of_reach)?;
-        self.change(Change::Create { row: Box::new(row), sealed }).await.map(drop)
+        self.written(Change::Create { row: Box::new(row), sealed }).await.map(drop)
     }
 
     /// Writes down how a run stands. `tell` makes an event of it; `erase_order` removes its launch order.
@@ -240,6 +246,13 @@ impl Store {
         let rows = sqlx::query("SELECT * FROM runs WHERE settled = 0 ORDER BY run");
         let rows = self.read(rows.fetch_all(&self.inner.readers)).await?;
         rows.iter().map(run_row).collect()
+    }
+
+    /// One of them, if it is one.
+    pub async fn unsettled_run(&self, run: RunId) -> Result<Option<RunRow>, StoreError> {
+        let row = sqlx::query("SELECT * FROM runs WHERE settled = 0 AND run = $1").bind(run.to_string());
+        let row = self.read(row.fetch_optional(&self.inner.readers)).await?;
+        row.as_ref().map(run_row).transpose()
     }
 
     /// The last run of each server.
@@ -310,12 +323,14 @@ impl Store {
     }
 
     async fn change(&self, change: Change) -> Result<Done, StoreError> {
+        let written = tokio::time::timeout(ANSWER_WITHIN, self.written(change)).await;
+        written.unwrap_or_else(|_| Err(too_slow("written")))
+    }
+
+    async fn written(&self, change: Change) -> Result<Done, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let act = async {
-            self.inner.changes.send(Job { change, reply }).await.map_err(|_| StoreError::Closed)?;
-            answer.await.map_err(|_| StoreError::Closed)?
-        };
-        tokio::time::timeout(ANSWER_WITHIN, act).await.unwrap_or_else(|_| Err(too_slow("written")))
+        self.inner.changes.send(Job { change, reply }).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
     }
 
     async fn read<T>(&self, act: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {

@@ -23,6 +23,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path.endswith("/slow"):
+            time.sleep(4)
         status = 500 if MODE == "fails" else 200
         told = {"version": "stub", "path": self.path, "pid": os.getpid(), "user": os.environ["JUPYTERHUB_USER"]}
         body = json.dumps(told).encode()
