@@ -268,6 +268,14 @@ impl RunId {
         Self(Ulid::from_parts(unix_ms, random))
     }
 
+    /// A fresh run of a server whose last one is given. The later run of a server has the larger id, also when the
+    /// clock was set back in between.
+    #[must_use]
+    pub fn after(last: Option<Self>, unix_ms: u64, random: u128) -> Self {
+        let at_least = last.map_or(0, |last| last.0.timestamp_ms().saturating_add(1));
+        Self::from_parts(unix_ms.max(at_least), random)
+    }
+
     /// Reads the 26 characters of a ULID.
     pub fn parse(raw: &str) -> Result<Self, BadName> {
         let why = "is not the 26 characters of a ULID";
@@ -466,6 +474,14 @@ mod tests {
         fn every_key_reads_back(user in "[^/\\p{Cc}]{1,60}", server in "[^/\\p{Cc}]{0,60}") {
             let key = key(&user, &server);
             prop_assert_eq!(ServerKey::parse_full(&key.full()).unwrap(), key);
+        }
+
+        #[test]
+        fn the_later_run_has_the_larger_id_whatever_the_clock_says(
+            first_ms in 0_u64..1 << 47, then_ms in 0_u64..1 << 47, a: u128, b: u128,
+        ) {
+            let first = RunId::after(None, first_ms, a);
+            prop_assert!(RunId::after(Some(first), then_ms, b) > first);
         }
 
         #[test]

@@ -123,6 +123,16 @@ pub enum Submit {
     Done,
     /// The batch system said no: there is no job.
     Refused,
+    /// It was not asked, since the site's limits have no place left: there is no job.
+    NoPlace,
+}
+
+impl Submit {
+    /// True when there is no job for sure.
+    #[must_use]
+    pub fn made_nothing(self) -> bool {
+        matches!(self, Self::Refused | Self::NoPlace)
+    }
 }
 
 /// What lists say of a job.
@@ -238,6 +248,8 @@ pub enum Event {
     SubmitDone(u32),
     /// A submit returned: no, and there is no job.
     SubmitRefused(u32, String),
+    /// No submit was made: others took the last place that the site's limits allow.
+    NoPlace(u32, String),
     /// A submit returned nothing that was understood.
     SubmitUnknown(u32, String),
     /// A list showed the job.

@@ -17,10 +17,12 @@ mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_core::Stream;
+use futures_util::FutureExt as _;
 use glidepath_api_types::agent::Trust;
 use glidepath_domain::names::{HubName, RunId, ServerKey, SiteName};
 use glidepath_domain::placement::{Policy, Verdict};
@@ -35,7 +37,7 @@ use crate::arrivals::routes::{RouteState, Routes};
 use crate::arrivals::{Arrivals, Arrived};
 use crate::clock;
 use crate::sites::{SiteSetup, Sites};
-use crate::store::{Store, StoreError};
+use crate::store::{RunRow, Store, StoreError};
 
 use book::{Book, Door};
 use driver::{Driver, MAILBOX, Message};
@@ -96,6 +98,9 @@ pub enum StartError {
     /// The last run of this server is still ending; ask again later.
     #[error("the previous server is still stopping; try again in a moment")]
     StillStopping,
+    /// The store has not taken the new run yet; ask again with the same spawn id.
+    #[error("the service is still writing down the request; try again in a moment")]
+    StillStarting,
     /// The store could not be read or written; nothing was started.
     #[error("the service cannot write down the request now: {0}")]
     Store(#[from] StoreError),
@@ -184,6 +189,8 @@ pub struct Parts {
 const SUBMITS_AT_ONCE: usize = 8;
 /// A start or stop waits at most so long for another of the same server.
 const TURN_WITHIN: Duration = Duration::from_secs(30);
+/// A start is answered when its run is on disk, or after this time.
+const CREATED_WITHIN: Duration = Duration::from_secs(30);
 /// A stop is answered when it is written down, or after this time.
 const STOP_TAKEN_WITHIN: Duration = Duration::from_secs(5);
 /// Between two removals of what is too old to be kept.
@@ -194,6 +201,8 @@ const EVENTS_KEPT: u32 = 20_000;
 const FORGET_WITHIN: Duration = Duration::from_secs(60);
 /// Drivers have this long to let go when the service stops.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+/// Before a run whose driver broke off is taken up again.
+const TAKE_UP_AGAIN: Duration = Duration::from_secs(2);
 /// What the user reads when the Hub asked for the end.
 const STOPPED: &str = "the server was stopped on request";
 
@@ -261,17 +270,13 @@ impl Spawner {
         }
         let mut resumed = Vec::new();
         for row in shared.store.unsettled().await? {
-            let read = Record::read(&row).and_then(|record| Ok((record, record::read_view(&row.view)?)));
-            let (mut record, view) = match read {
-                Ok(read) => read,
+            match shared.take_up(&row) {
+                Ok(taken_up) => resumed.push(taken_up),
+                // Its job is left alone: the store says that it is wanted.
                 Err(error) => {
-                    // Its job is left alone: the store says that it is wanted.
                     tracing::error!(run = %row.run, server.key = row.server_key, %error, "a run cannot be taken up");
-                    continue;
                 }
-            };
-            let effects = record.run.resume(clock::now(), &shared.settings.deadlines);
-            resumed.push((shared.open(record, view), effects));
+            }
         }
         if !resumed.is_empty() {
             tracing::info!(runs = resumed.len(), "runs of before are taken up again");
@@ -308,16 +313,38 @@ impl Spawner {
                     let adopted = acts::read_order(&self.shared.store, view.run).await?.hub_token();
                     return Ok(Started { view: RunView::clone(&view), adopted });
                 }
-                Some(_) | None => return self.start_new(order).await,
+                Some((view, _, _)) => return self.start_after(order, Some(view.run), turn).await,
+                None => return self.start_after(order, None, turn).await,
             }
         }
     }
 
+    /// Makes a new run, in a task of its own: a caller that goes away half way leaves either nothing or a run that
+    /// is driven. One that is kept waiting by the store finds the run when it comes again.
+    async fn start_after(
+        &self,
+        order: SpawnOrder,
+        last: Option<RunId>,
+        turn: Turn,
+    ) -> Result<Started, StartError> {
+        let spawner = self.clone();
+        let task = self.shared.drivers.spawn(async move {
+            let _turn = turn;
+            spawner.start_new(order, last).await
+        });
+        match tokio::time::timeout(CREATED_WITHIN, task).await {
+            Ok(Ok(started)) => started,
+            Ok(Err(broken)) if broken.is_panic() => std::panic::resume_unwind(broken.into_panic()),
+            Ok(Err(_)) => Err(StartError::Closing),
+            Err(_) => Err(StartError::StillStarting),
+        }
+    }
+
     /// Places and writes down a new run. Called in this server's turn.
-    async fn start_new(&self, order: SpawnOrder) -> Result<Started, StartError> {
+    async fn start_new(&self, order: SpawnOrder, last: Option<RunId>) -> Result<Started, StartError> {
         let shared = &self.shared;
         let now = clock::now();
-        let id = RunId::from_parts(now.0, rand::random());
+        let id = RunId::after(last, now.0, rand::random());
         let key = order.request.key.clone();
         let verdicts = {
             let mut book = shared.book();
@@ -489,9 +516,39 @@ impl Shared {
     }
 
     fn drive(self: &Arc<Self>, driver: Driver, effects: Vec<Effect>) {
+        let shared = Arc::clone(self);
         let stop = self.stop.clone();
-        self.drivers.spawn(async move { stop.run_until_cancelled(driver.run(effects)).await });
+        self.drivers
+            .spawn(async move { stop.run_until_cancelled(shared.keep_driving(driver, effects)).await });
         self.look_at_sites();
+    }
+
+    /// Drives a run until it is settled. A driver that broke off is a fault of ours and no end of the run: it is taken
+    /// up again from the store, as after a crash, while all others go on.
+    async fn keep_driving(self: Arc<Self>, mut driver: Driver, mut effects: Vec<Effect>) {
+        let run = driver.run_id();
+        while AssertUnwindSafe(driver.run(effects)).catch_unwind().await.is_err() {
+            tracing::error!(%run, "the driver of this run broke off; it is taken up again from the store");
+            (driver, effects) = loop {
+                tokio::time::sleep(TAKE_UP_AGAIN).await;
+                match self.store.unsettled_run(run).await {
+                    Ok(Some(row)) => match self.take_up(&row) {
+                        Ok(taken_up) => break taken_up,
+                        Err(error) => tracing::error!(%run, %error, "the run cannot be taken up"),
+                    },
+                    Ok(None) => return self.book().close(run),
+                    Err(error) => tracing::warn!(%run, %error, "the run cannot be read"),
+                }
+            };
+        }
+    }
+
+    /// A run as the store has it, with a driver, and what is to be done first.
+    fn take_up(self: &Arc<Self>, row: &RunRow) -> Result<(Driver, Vec<Effect>), StoreError> {
+        let mut record = Record::read(row)?;
+        let view = record::read_view(&row.view)?;
+        let effects = record.run.resume(clock::now(), &self.settings.deadlines);
+        Ok((self.open(record, view), effects))
     }
 
     /// Tells a run that its agent is home.

@@ -86,6 +86,14 @@ impl Run {
                 let sentence = words::join(&format!("{} refused the request", attempt.at.title), &why);
                 return Next::Fail(plain_end(EndReason::Refused, sentence, now));
             }
+            Submit::NoPlace => {
+                let why = attempt.trouble.clone().unwrap_or_default();
+                return Next::Fail(plain_end(
+                    EndReason::Refused,
+                    format!("{}: {why}", attempt.at.title),
+                    now,
+                ));
+            }
             Submit::Asked | Submit::Unsure => {}
         }
         if elsewhere && now >= attempt.begun.after(deadlines.doubt) {
@@ -195,7 +203,7 @@ impl Run {
         };
         let given_up = clock.after(deadlines.grace * 3 + deadlines.doubt);
         let submit_waits = attempt.now.submitting && attempt.submit != Submit::Done;
-        if attempt.fenced || (attempt.submit == Submit::Refused && !submit_waits) {
+        if attempt.fenced || (attempt.submit.made_nothing() && !submit_waits) {
             return Next::Finish(attempt.stopped(&stop, now));
         }
         if matches!(attempt.job, Job::Gone { .. }) || now >= given_up {
@@ -246,13 +254,15 @@ impl Run {
         }
     }
 
-    /// The site failed: fences the attempt, then the next site or the end.
+    /// The site failed, or was full: fences the attempt, then the next site or the end.
     fn fail(&mut self, mut end: End, now: Moment, out: &mut Vec<Effect>) {
         if let Some(attempt) = self.tries.last_mut() {
             attempt.fenced = true;
             attempt.trouble = Some(end.message.clone());
             let personal = matches!(end.reason, EndReason::Refused | EndReason::Exited);
-            out.push(Effect::SiteFailed { number: attempt.number, why: end.message.clone(), personal });
+            if attempt.submit != Submit::NoPlace {
+                out.push(Effect::SiteFailed { number: attempt.number, why: end.message.clone(), personal });
+            }
         }
         if self.tries.len() < self.plan.len() {
             return self.reach(State::Placed, now, out);
@@ -366,7 +376,7 @@ impl Try {
         if self.now.submitting {
             return; // its answer decides whether there is a job
         }
-        if self.submit == Submit::Refused {
+        if self.submit.made_nothing() {
             self.cleaned = true;
             return;
         }

@@ -10,6 +10,7 @@ impl Run {
         match event {
             Event::SubmitDone(n) => self.submit_returned(n, Submit::Done, None, now),
             Event::SubmitRefused(n, why) => self.submit_returned(n, Submit::Refused, Some(why), now),
+            Event::NoPlace(n, why) => self.submit_returned(n, Submit::NoPlace, Some(why), now),
             Event::SubmitUnknown(n, why) => self.submit_returned(n, Submit::Unsure, Some(why), now),
             Event::JobSeen(n, state) => {
                 if let Some(attempt) = self.any(n) {

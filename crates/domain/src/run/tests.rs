@@ -132,6 +132,16 @@ fn a_refused_submit_goes_to_the_next_site_and_the_last_refusal_ends() {
 }
 
 #[test]
+fn a_full_site_is_left_for_the_next_and_not_blamed() {
+    let mut story = Story::at(&["here", "far"]);
+    story.hears(Event::NoPlace(1, "all places are taken".to_owned()));
+    assert_eq!(story.out, [Effect::Submit(2)], "no job to cancel, and no site that failed");
+    story.hears(Event::SubmitRefused(2, "too large".to_owned()));
+    assert!(story.end().message.contains("HERE: all places are taken"), "{}", story.end().message);
+    assert!(story.run.is_settled());
+}
+
+#[test]
 fn an_unsure_submit_is_asked_again_as_the_same_attempt() {
     let mut story = Story::at(&["here"]);
     story.hears(Event::SubmitUnknown(1, "no answer".to_owned()));
@@ -341,6 +351,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         n().prop_map(Event::SubmitDone),
         n().prop_map(|n| Event::SubmitRefused(n, "no".to_owned())),
+        n().prop_map(|n| Event::NoPlace(n, "all places are taken".to_owned())),
         n().prop_map(|n| Event::SubmitUnknown(n, "?".to_owned())),
         (n(), job).prop_map(|(n, job)| Event::JobSeen(n, job)),
         n().prop_map(|n| Event::JobAbsent(n, Moment(u64::MAX))),
@@ -442,7 +453,7 @@ proptest! {
         prop_assert!(story.run.is_settled(), "something is left: {:?}", story.run.tries);
         for attempt in &story.run.tries {
             let cancelled = attempt.cancelled || done.iter().any(|e| matches!(e, Effect::Cancel(n, _) if *n == attempt.number));
-            prop_assert!(attempt.submit == Submit::Refused || cancelled, "a job was left alone: {:?}", attempt);
+            prop_assert!(attempt.submit.made_nothing() || cancelled, "a job was left alone: {:?}", attempt);
         }
     }
 
@@ -491,6 +502,7 @@ fn number_of(event: &Event) -> Option<u32> {
     match event {
         Event::SubmitDone(n)
         | Event::SubmitRefused(n, _)
+        | Event::NoPlace(n, _)
         | Event::SubmitUnknown(n, _)
         | Event::JobSeen(n, _)
         | Event::JobAbsent(n, _)

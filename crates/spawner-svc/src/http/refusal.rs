@@ -53,6 +53,9 @@ impl From<StartError> for Refusal {
             StartError::StillStopping => {
                 ApiError::new(StatusCode::CONFLICT, "still_stopping", title).retry_after(2)
             }
+            StartError::StillStarting => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "still_starting", title).retry_after(2)
+            }
             StartError::Store(error) => {
                 tracing::error!(%error, "a start was refused: it could not be written down");
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store", title).retry_after(5)

@@ -70,7 +70,10 @@ impl Submit {
     fn spec(&self) -> Result<JobSpec, String> {
         let settings = &self.shared.settings;
         let deadlines = &settings.deadlines;
-        let until = self.requested_at.after(deadlines.queued + deadlines.dialling + deadlines.doubt);
+        // As long as its job may be there at all: each deadline before is kept by fencing the attempt, and one that a
+        // restart of the service has put off must not find its ticket past.
+        let at_most = deadlines.queued + deadlines.dialling + deadlines.doubt;
+        let until = self.requested_at.after(at_most + Duration::from_secs(self.walltime_s));
         let ticket = self.shared.arrivals.issue(self.label.attempt, clock::now(), until);
         let ticket = ticket.map_err(|error| format!("no ticket can be signed: {error}"))?;
         let absence_limit_s = self.setup.absence_limit_s.unwrap_or(self.walltime_s);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use glidepath_api_types::agent::ToAgent;
 use glidepath_domain::backend::{Backend, JobLabel, JobState, ServerAddress};
-use glidepath_domain::names::SiteName;
+use glidepath_domain::names::{RunId, SiteName};
 use glidepath_domain::run::{Deadlines, Effect, EndReason, Event, State};
 use glidepath_domain::site::Reach;
 use glidepath_tunnel::link::Link;
@@ -114,6 +114,10 @@ impl Driver {
             probing: false,
             stops: Vec::new(),
         }
+    }
+
+    pub(super) fn run_id(&self) -> RunId {
+        self.record.run.id
     }
 
     /// Drives until the run is settled. May be dropped at any time: the store knows how to go on.
@@ -242,11 +246,15 @@ impl Driver {
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
         let deadlines = self.shared.settings.deadlines;
-        let before = self.record.run.state;
+        let (state, attempt) = (self.record.run.state, self.record.run.tries.len());
         self.told_link(&event);
         let effects = self.record.run.step(event, clock::now(), &deadlines);
-        if before != self.record.run.state {
+        if state != self.record.run.state {
             self.told_state();
+        }
+        if attempt != self.record.run.tries.len() {
+            // The way to an earlier attempt's server leads nowhere for the next one, whatever each site's reach is.
+            (self.direct, self.upstream) = (None, None);
         }
         effects
     }
@@ -422,7 +430,7 @@ impl Driver {
         };
         let name = &setup.site.name;
         if !self.shared.book().take_place(self.record.run.id, name, &self.shared.sites) {
-            let event = Event::SubmitRefused(number, "all places are taken".to_owned());
+            let event = Event::NoPlace(number, "all places are taken".to_owned());
             self.acts.spawn(async move { Came::Submitted { number, job: None, event } });
             return;
         }

@@ -6,7 +6,6 @@ use futures_util::FutureExt as _;
 use glidepath_api_types::agent::{EndCause, Phase};
 use glidepath_domain::backend::{Backend as _, JobEnd, JobState, ServerAddress};
 use glidepath_domain::run::{EndReason, State};
-use glidepath_domain::site::Reach;
 use glidepath_testkit::backend::FakeBackend;
 use glidepath_testkit::wait::{holds, until};
 use glidepath_tunnel::dial::DialEnd;
@@ -170,6 +169,27 @@ async fn a_crashed_service_shows_a_ready_run_at_once_and_routes_it_when_its_agen
 }
 
 #[tokio::test]
+async fn a_server_behind_a_link_is_reached_after_an_attempt_at_a_direct_site() {
+    let (here, far) = (FakeBackend::accepting(), FakeBackend::accepting());
+    let mut plan = Plan::with(&[("here", &here), ("far", &far)]);
+    plan.direct = &["here"];
+    plan.deadlines.dialling = Duration::from_secs(2);
+    let house = House::build(plan).await;
+    let run = house.start("ada").await.view.run;
+    house.reaches("ada", State::Dialling).await;
+    let nobody = ServerAddress::Tcp("127.0.0.1:1".to_owned());
+    here.set_state(attempt(run, 1), JobState::Running { direct: Some(nobody) });
+    until(LONG, "its job runs at the next site", || async {
+        let view = house.view("ada");
+        view.attempt == Some(2) && view.state == State::Dialling
+    })
+    .await;
+    let _agent = Agent::of(&far, attempt(run, 2), Server::Answers(200));
+    house.reaches("ada", State::Ready).await;
+    until(LONG, "it is routed", || async { is_routed(&house) }).await;
+}
+
+#[tokio::test]
 async fn a_direct_server_is_reached_by_its_address_also_before_its_agent_is_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("server.sock");
@@ -182,7 +202,7 @@ async fn a_direct_server_is_reached_by_its_address_also_before_its_agent_is_back
     });
     let backend = FakeBackend::accepting();
     let mut plan = Plan::with(&[("here", &backend)]);
-    plan.reach = Reach::Direct;
+    plan.direct = &["here"];
     let house = House::build(plan).await;
     let run = house.start("ada").await.view.run;
     house.reaches("ada", State::Dialling).await;

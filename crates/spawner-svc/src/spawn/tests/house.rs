@@ -51,7 +51,8 @@ impl AgentStreams for NoStreams {
 pub(super) struct Plan {
     pub(super) sites: Vec<(&'static str, FakeBackend, Limits)>,
     pub(super) deadlines: Deadlines,
-    pub(super) reach: Reach,
+    /// The sites whose servers are reached at their own address.
+    pub(super) direct: &'static [&'static str],
 }
 
 impl Plan {
@@ -65,7 +66,7 @@ impl Plan {
             doubt: s(30),
             grace: Duration::from_millis(400),
         };
-        Self { sites: sites.collect(), deadlines, reach: Reach::Tunnel }
+        Self { sites: sites.collect(), deadlines, direct: &[] }
     }
 }
 
@@ -108,8 +109,10 @@ impl House {
                 lanes.spawn(async move { home.serve(io, peer).await });
             }
         });
-        let setups =
-            plan.sites.iter().map(|(name, backend, limits)| setup(name, backend, limits.clone(), plan.reach));
+        let setups = plan.sites.iter().map(|(name, backend, limits)| {
+            let reach = if plan.direct.contains(name) { Reach::Direct } else { Reach::Tunnel };
+            setup(name, backend, limits.clone(), reach)
+        });
         let pace = Pace { snapshot_every: Duration::from_millis(200), ..Pace::default() };
         let sites = Sites::new(setups.collect(), pace);
         for setup in sites.setups() {

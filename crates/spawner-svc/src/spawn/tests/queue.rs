@@ -52,6 +52,29 @@ async fn a_late_repeat_of_a_spawn_that_ended_starts_nothing() {
 }
 
 #[tokio::test]
+async fn a_start_whose_caller_goes_away_is_a_run_or_nothing() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    for moment in 0..20 {
+        let user = format!("user{moment}");
+        {
+            let mut start = std::pin::pin!(house.try_start(&user, "gone"));
+            for _ in 0..=moment {
+                let _ = futures_util::poll!(start.as_mut());
+                tokio::task::yield_now().await;
+            }
+        }
+        let run = house.try_start(&user, "again").await.unwrap().view.run;
+        house.reaches(&user, State::Queued).await;
+        assert_eq!(house.view(&user).run, run);
+        house.stop(&user).await;
+        house.reaches(&user, State::Ended).await;
+    }
+    assert_eq!(backend.made_in_all(), 20);
+    until(LONG, "no job is left", || async { backend.list().await.unwrap().is_empty() }).await;
+}
+
+#[tokio::test]
 async fn many_puts_of_one_server_at_once_make_one_run() {
     let backend = FakeBackend::queueing();
     let house = House::with(&backend).await;
