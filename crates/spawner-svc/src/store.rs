@@ -160,14 +160,7 @@ impl Store {
         folder::check(state_dir)?;
         let path = state_dir.join("glidepath.db");
         folder::keep_to_owner(&path)?;
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY)
-            .disable_statement_logging();
+        let options = options(&path);
         let mut connection = options.connect().await.map_err(|error| failed("opened", &error))?;
         sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|error| StoreError::Database {
             step: "opened",
@@ -341,6 +334,18 @@ impl Store {
             Err(_) => Err(too_slow("read")),
         }
     }
+}
+
+/// How the writer opens the database: what was committed survives a power cut, and what was erased is overwritten.
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY)
+        .disable_statement_logging()
 }
 
 fn run_row(row: &sqlx::sqlite::SqliteRow) -> Result<RunRow, StoreError> {

@@ -252,6 +252,61 @@ async fn a_full_disk_is_told_in_a_sentence() {
 }
 
 #[tokio::test]
+async fn when_the_disk_fills_up_nothing_is_written_that_is_told_to_have_failed() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.before."), &order()).await.unwrap();
+    let mut events = house.store.subscribe();
+    let writer = full_writer_of(&house).await;
+    let seal = |n| house.store.inner.seal.close(&run(n).to_string(), &order()).unwrap();
+    let create = |n, key: &str, sealed| Change::Create { row: Box::new(row(n, key)), sealed };
+    let batch = [
+        create(2, "main.ada.", seal(2)),
+        create(3, "main.big.", vec![7; 1_000_000]),
+        create(4, "main.bob.", seal(4)),
+        create(5, "main.eve.", seal(5)),
+    ];
+    for done in written_together(writer, batch).await {
+        assert!(done.is_err_and(|error| error.to_string().contains("the disk is full")));
+    }
+    let kept: Vec<RunId> = house.store.unsettled().await.unwrap().iter().map(|row| row.run).collect();
+    assert_eq!(kept, [run(1)], "what was told to have failed is not there");
+    assert!(events.try_recv().is_err());
+
+    let writer = full_writer_of(&house).await;
+    let done = written_together(writer, [create(6, "main.small.", seal(6))]).await;
+    assert!(done[0].is_ok(), "what fits is written");
+}
+
+/// A second writer of the house's database, for which no page can be added to it.
+async fn full_writer_of(house: &House) -> (mpsc::Sender<Job>, Writer) {
+    let options = options(&house.dir.path().join("glidepath.db")).pragma("max_page_count", "1");
+    let connection = options.connect().await.unwrap();
+    let (changes, jobs) = mpsc::channel(CHANGES_WAITING);
+    let events = house.store.inner.events.clone();
+    (changes, Writer { connection, jobs, events })
+}
+
+/// Has changes written that all wait before the writer looks.
+async fn written_together<const N: usize>(
+    (changes, writer): (mpsc::Sender<Job>, Writer),
+    batch: [Change; N],
+) -> Vec<Result<Done, StoreError>> {
+    let mut answers = Vec::new();
+    for change in batch {
+        let (reply, answer) = oneshot::channel();
+        changes.send(Job { change, reply }).await.unwrap();
+        answers.push(answer);
+    }
+    drop(changes);
+    writer.run().await;
+    let mut done = Vec::new();
+    for answer in answers {
+        done.push(answer.await.unwrap());
+    }
+    done
+}
+
+#[tokio::test]
 async fn a_damaged_database_is_told_in_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("glidepath.db"), "this is no database, it is a poem of some length")

@@ -1,4 +1,7 @@
 //! The one writer: takes what waits, writes it in one transaction, tells everybody after the commit.
+//!
+//! A change that fails alone is undone alone. Some errors, a full disk among them, make the database give up the whole
+//! transaction: then nothing of it is done, nothing more is tried in it, and everybody who waits is told so.
 
 use glidepath_domain::names::Attempt;
 use sqlx::sqlite::SqliteConnection;
@@ -54,49 +57,56 @@ impl Writer {
 
     async fn write(&mut self, batch: Vec<Job>) {
         let mut told = Vec::new();
-        let mut replies = Vec::with_capacity(batch.len());
-        let committed = match self.statement("BEGIN IMMEDIATE").await {
-            Err(error) => {
-                replies.extend(batch.into_iter().map(|job| (job.reply, Err(error.clone()))));
-                Err(error)
-            }
-            Ok(()) => {
-                for job in batch {
-                    let done = self.one(&job.change, &mut told).await;
-                    replies.push((job.reply, done));
+        match self.all(&batch, &mut told).await {
+            Ok(done) => {
+                for event in told {
+                    let _ = self.events.send(event); // nobody may be listening
                 }
-                self.statement("COMMIT").await
+                for (job, done) in batch.into_iter().zip(done) {
+                    let _ = job.reply.send(done); // the caller may have given up
+                }
             }
-        };
-        if let Err(error) = &committed {
-            let _ = self.statement("ROLLBACK").await;
-            tracing::error!(%error, "the store could not write; what was asked is not done");
-        } else {
-            for event in told {
-                let _ = self.events.send(event); // nobody may be listening
+            Err(error) => {
+                let _ = self.statement("ROLLBACK").await; // the database may have done it already
+                tracing::error!(%error, "the store could not write; what was asked is not done");
+                for job in batch {
+                    let _ = job.reply.send(Err(error.clone()));
+                }
             }
-        }
-        for (reply, done) in replies {
-            let _ = reply.send(committed.clone().and(done)); // the caller may have given up
         }
     }
 
-    /// One change in a savepoint of its own: when it fails, the others stand.
-    async fn one(&mut self, change: &Change, told: &mut Vec<EventRow>) -> Result<Done, StoreError> {
+    /// All of them in one transaction. On an error it is lost, and nothing of it must be believed.
+    async fn all(
+        &mut self,
+        batch: &[Job],
+        told: &mut Vec<EventRow>,
+    ) -> Result<Vec<Result<Done, StoreError>>, StoreError> {
+        self.statement("BEGIN IMMEDIATE").await?;
+        let mut done = Vec::with_capacity(batch.len());
+        for job in batch {
+            done.push(self.one(&job.change, told).await?);
+        }
+        self.statement("COMMIT").await?;
+        Ok(done)
+    }
+
+    /// One change in a savepoint of its own: when it fails, the others stand. On an outer error the savepoint is gone,
+    /// and the transaction with it: whatever came next would be written by itself.
+    async fn one(
+        &mut self,
+        change: &Change,
+        told: &mut Vec<EventRow>,
+    ) -> Result<Result<Done, StoreError>, StoreError> {
         let before = told.len();
         self.statement("SAVEPOINT one").await?;
         let done = self.apply(change, told).await;
-        let closed = match &done {
-            Ok(_) => self.statement("RELEASE one").await,
-            Err(_) => {
-                told.truncate(before);
-                match self.statement("ROLLBACK TO one").await {
-                    Ok(()) => self.statement("RELEASE one").await,
-                    Err(error) => Err(error),
-                }
-            }
-        };
-        closed.and(done)
+        if let Err(error) = &done {
+            told.truncate(before);
+            self.statement("ROLLBACK TO one").await.map_err(|_| error.clone())?;
+        }
+        self.statement("RELEASE one").await?;
+        Ok(done)
     }
 
     async fn apply(&mut self, change: &Change, told: &mut Vec<EventRow>) -> Result<Done, StoreError> {
