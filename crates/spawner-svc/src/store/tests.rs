@@ -94,6 +94,60 @@ async fn launch_orders_are_not_readable_in_the_files_and_are_erased() {
 }
 
 #[tokio::test]
+async fn of_an_erased_launch_order_no_byte_is_left_in_the_files() {
+    let house = House::new().await;
+    let long = SecretString::from("{\"token\":\"s3cret\"}".repeat(2000)); // more than a page holds
+    house.store.create(row(1, "main.ada."), &long).await.unwrap();
+    let sealed =
+        sqlx::query("SELECT sealed FROM orders").fetch_one(&house.store.inner.readers).await.unwrap();
+    let sealed: Vec<u8> = get(&sealed, "sealed").unwrap();
+    let parts = || sealed.chunks(1000).map(|part| &part[..32.min(part.len())]);
+    let left = || {
+        let files = std::fs::read_dir(house.dir.path()).unwrap().flatten();
+        let read: Vec<Vec<u8>> = files.filter_map(|file| std::fs::read(file.path()).ok()).collect();
+        parts().filter(|part| read.iter().any(|file| file.windows(part.len()).any(|w| w == *part))).count()
+    };
+    assert_eq!(left(), parts().count(), "all of it, while it may be needed");
+    house.store.prune(0, 100).await.unwrap();
+    assert_eq!(left(), parts().count(), "also in the database's own file");
+    house.store.save(ended(1, "main.ada.", 5), true, true).await.unwrap();
+    house.store.prune(0, 100).await.unwrap();
+    house.store.prune(0, 100).await.unwrap(); // answered after what follows the first one
+    assert_eq!(left(), 0);
+}
+
+#[tokio::test]
+async fn the_database_is_opened_as_it_must_be() {
+    let house = House::new().await;
+    let mut connection = options(&house.dir.path().join("glidepath.db")).connect().await.unwrap();
+    let full = "2";
+    for (pragma, value) in
+        [("journal_mode", "wal"), ("synchronous", full), ("foreign_keys", "1"), ("secure_delete", "1")]
+    {
+        let query = format!("SELECT CAST({pragma} AS TEXT) AS value FROM pragma_{pragma}");
+        let row = sqlx::query(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(get::<String>(&row, "value").unwrap(), value, "{pragma}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_at_once_is_written_together() {
+    let create = |house: &House, n: u64| {
+        let store = house.store.clone();
+        async move { store.create(row(n, &format!("main.u{n}.")), &order()).await.unwrap() }
+    };
+    let written = |house: &House| std::fs::metadata(house.dir.path().join("glidepath.db-wal")).unwrap().len();
+    let (one_by_one, at_once) = (House::new().await, House::new().await);
+    for n in 0..40 {
+        create(&one_by_one, n).await;
+    }
+    futures_util::future::join_all((0..40).map(|n| create(&at_once, n))).await;
+    assert_eq!(at_once.store.unsettled().await.unwrap().len(), 40);
+    let (one_by_one, at_once) = (written(&one_by_one), written(&at_once));
+    assert!(at_once * 3 < one_by_one, "{at_once} bytes at once, {one_by_one} one by one");
+}
+
+#[tokio::test]
 async fn one_server_has_one_live_run() {
     let house = House::new().await;
     house.store.create(row(1, "main.ada."), &order()).await.unwrap();

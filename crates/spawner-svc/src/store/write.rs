@@ -46,7 +46,11 @@ impl Writer {
         let mut batch = Vec::with_capacity(CHANGES_TOGETHER);
         while self.jobs.recv_many(&mut batch, CHANGES_TOGETHER).await > 0 {
             let closes = batch.iter().any(|job| matches!(job.change, Change::Close));
+            let prunes = batch.iter().any(|job| matches!(job.change, Change::Prune { .. }));
             self.write(std::mem::take(&mut batch)).await;
+            if closes || prunes {
+                self.empty_the_log().await;
+            }
             if closes {
                 break;
             }
@@ -236,6 +240,13 @@ impl Writer {
         let query = sqlx::query(query).bind(i64::from(keep_events));
         query.execute(&mut self.connection).await.map_err(written)?;
         Ok(())
+    }
+
+    /// Brings the write-ahead log into the database and cuts it to nothing: what was erased may still stand in it.
+    async fn empty_the_log(&mut self) {
+        if let Err(error) = self.statement("PRAGMA wal_checkpoint(TRUNCATE)").await {
+            tracing::warn!(%error, "the write-ahead log keeps what was erased until the next try");
+        }
     }
 
     async fn statement(&mut self, sql: &'static str) -> Result<(), StoreError> {
