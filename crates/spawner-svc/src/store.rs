@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use glidepath_domain::names::{Attempt, RunId};
@@ -35,6 +36,8 @@ const EVENTS_WAITING: usize = 1024;
 const READERS: u32 = 4;
 /// How long a statement waits for another process that holds the database.
 const BUSY: Duration = Duration::from_secs(10);
+/// How long a look at the store's health may take.
+const HEALTHY_WITHIN: Duration = Duration::from_secs(3);
 /// How long a caller waits for its change or its rows.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -149,6 +152,8 @@ struct Inner {
     readers: SqlitePool,
     changes: mpsc::Sender<Job>,
     events: broadcast::Sender<EventRow>,
+    /// Whether the last that was asked could be written; the writer's to set.
+    able: Arc<AtomicBool>,
     seal: Seal,
     writer: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
@@ -174,10 +179,11 @@ impl Store {
             .map_err(|error| failed("opened", &error))?;
         let (changes, jobs) = mpsc::channel(CHANGES_WAITING);
         let (events, _) = broadcast::channel(EVENTS_WAITING);
-        let writer = Writer { connection, jobs, events: events.clone() };
+        let able = Arc::new(AtomicBool::new(true));
+        let writer = Writer { connection, jobs, events: events.clone(), able: Arc::clone(&able) };
         let writer = tokio::runtime::Handle::current().spawn(writer.run());
         let writer = std::sync::Mutex::new(Some(writer));
-        Ok(Self { inner: Arc::new(Inner { readers, changes, events, seal, writer }) })
+        Ok(Self { inner: Arc::new(Inner { readers, changes, events, able, seal, writer }) })
     }
 
     /// Writes what is under way and closes. Later calls fail with [`StoreError::Closed`].
@@ -195,11 +201,16 @@ impl Store {
         self.inner.changes.closed().await;
     }
 
-    /// True while reads and writes work; for `/health/ready`.
+    /// True while reads and writes work; for `/health/ready`. Where the last change could not be written, it is tried
+    /// whether one can be by now.
     pub async fn healthy(&self) -> bool {
-        let read = sqlx::query("SELECT 1").fetch_one(&self.inner.readers);
-        let read = tokio::time::timeout(Duration::from_secs(3), read).await;
-        matches!(read, Ok(Ok(_))) && !self.inner.changes.is_closed()
+        let looked = async {
+            let read = sqlx::query("SELECT 1").fetch_one(&self.inner.readers).await;
+            let able = self.inner.able.load(Ordering::Relaxed) || self.change(Change::Probe).await.is_ok();
+            read.is_ok() && able
+        };
+        let looked = tokio::time::timeout(HEALTHY_WITHIN, looked).await;
+        matches!(looked, Ok(true)) && !self.inner.changes.is_closed()
     }
 
     /// Writes down a new run with its sealed launch order, and tells of it. One live run per server, whatever happens.

@@ -280,6 +280,24 @@ async fn monitoring_needs_no_secret_and_sees_runs_by_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_cannot_write_says_that_it_is_not_ready_until_it_can() {
+    let house = House::new().await;
+    // What a full disk does: the database gives up the whole transaction.
+    house
+        .database("CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(ROLLBACK, 'full'); END")
+        .await;
+    let refused = house.start("ada", json!({})).await;
+    assert_eq!((refused.status.as_u16(), refused.problem().code.as_str()), (503, "store"));
+    let unready = house.observe("/health/ready").await;
+    let told = "the database cannot be read or written\n";
+    assert_eq!((unready.status.as_u16(), unready.body.as_str()), (503, told));
+    assert_eq!(house.view("ada").await.state, StateName::None, "nothing was started");
+    house.database("DROP TRIGGER full").await;
+    assert_eq!(house.observe("/health/ready").await.status, 200);
+    assert_eq!(house.start("ada", json!({})).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn version_and_document_need_no_secret() {
     let house = House::new().await;
     let version: Value = house.raw(Method::GET, "/v1/version", &[], "").await.json();

@@ -331,13 +331,31 @@ async fn when_the_disk_fills_up_nothing_is_written_that_is_told_to_have_failed()
     assert!(done[0].is_ok(), "what fits is written");
 }
 
+#[tokio::test]
+async fn a_store_that_could_not_write_is_unwell_until_it_can() {
+    let house = House::new().await;
+    let seal = house.store.inner.seal.close(&run(1).to_string(), &order()).unwrap();
+    let big = Change::Create { row: Box::new(row(1, "main.big.")), sealed: vec![7; 1_000_000] };
+    written_together(full_writer_of(&house).await, [big]).await;
+    assert!(!house.store.inner.able.load(Ordering::Relaxed));
+    let probed = written_together(full_writer_of(&house).await, [Change::Probe]).await;
+    assert!(probed[0].is_err(), "a start would not find room");
+    assert!(house.store.healthy().await, "the house's own writer has room");
+    assert!(house.store.inner.able.load(Ordering::Relaxed));
+    assert!(house.store.events_after("", 0, 10).await.unwrap().is_empty(), "nothing of the try is left");
+    let create = Change::Create { row: Box::new(row(1, "main.ada.")), sealed: seal };
+    assert!(written_together(full_writer_of(&house).await, [create]).await[0].is_ok());
+    assert!(matches!(house.store.create(row(2, "main.ada."), &order()).await, Err(StoreError::AlreadyAlive)));
+    assert!(house.store.inner.able.load(Ordering::Relaxed), "a refusal is no failure");
+}
+
 /// A second writer of the house's database, for which no page can be added to it.
 async fn full_writer_of(house: &House) -> (mpsc::Sender<Job>, Writer) {
     let options = options(&house.dir.path().join("glidepath.db")).pragma("max_page_count", "1");
     let connection = options.connect().await.unwrap();
     let (changes, jobs) = mpsc::channel(CHANGES_WAITING);
-    let events = house.store.inner.events.clone();
-    (changes, Writer { connection, jobs, events })
+    let (events, able) = (house.store.inner.events.clone(), Arc::clone(&house.store.inner.able));
+    (changes, Writer { connection, jobs, events, able })
 }
 
 /// Has changes written that all wait before the writer looks.

@@ -3,6 +3,9 @@
 //! A change that fails alone is undone alone. Some errors, a full disk among them, make the database give up the whole
 //! transaction: then nothing of it is done, nothing more is tried in it, and everybody who waits is told so.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use glidepath_domain::names::Attempt;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection as _, Row as _};
@@ -13,12 +16,31 @@ use super::{Bound, EventRow, RunRow, StoreError, failed};
 /// Changes in one transaction, at most: the first of them waits for all.
 const CHANGES_TOGETHER: usize = 256;
 
+/// What a probe writes: about as much as a start.
+const PROBE_BYTES: usize = 16 * 1024;
+
 /// A change to be written.
 pub(super) enum Change {
-    Create { row: Box<RunRow>, sealed: Vec<u8> },
-    Save { row: Box<RunRow>, tell: bool, erase_order: bool },
-    Bind { attempt: Attempt, key: String, may_be_first: bool },
-    Prune { ended_before_ms: i64, keep_events: u32 },
+    Create {
+        row: Box<RunRow>,
+        sealed: Vec<u8>,
+    },
+    Save {
+        row: Box<RunRow>,
+        tell: bool,
+        erase_order: bool,
+    },
+    Bind {
+        attempt: Attempt,
+        key: String,
+        may_be_first: bool,
+    },
+    Prune {
+        ended_before_ms: i64,
+        keep_events: u32,
+    },
+    /// Writes something and takes it back, to see whether it can be done.
+    Probe,
     Close,
 }
 
@@ -38,6 +60,8 @@ pub(super) struct Writer {
     pub(super) connection: SqliteConnection,
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) events: broadcast::Sender<EventRow>,
+    /// Whether the last that was asked could be written.
+    pub(super) able: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -61,7 +85,10 @@ impl Writer {
 
     async fn write(&mut self, batch: Vec<Job>) {
         let mut told = Vec::new();
-        match self.all(&batch, &mut told).await {
+        let written = self.all(&batch, &mut told).await;
+        let refused = |done: &Result<Done, StoreError>| matches!(done, Err(StoreError::Database { .. }));
+        self.able.store(written.as_ref().is_ok_and(|done| !done.iter().any(refused)), Ordering::Relaxed);
+        match written {
             Ok(done) => {
                 for event in told {
                     let _ = self.events.send(event); // nobody may be listening
@@ -135,6 +162,7 @@ impl Writer {
             Change::Prune { ended_before_ms, keep_events } => {
                 self.prune(*ended_before_ms, *keep_events).await?;
             }
+            Change::Probe => self.probe().await?,
             Change::Close => {}
         }
         Ok(Done::Written)
@@ -240,6 +268,13 @@ impl Writer {
         let query = sqlx::query(query).bind(i64::from(keep_events));
         query.execute(&mut self.connection).await.map_err(written)?;
         Ok(())
+    }
+
+    async fn probe(&mut self) -> Result<(), StoreError> {
+        let query = sqlx::query("INSERT INTO events (hub, run, view) VALUES ('', '', $1)");
+        let query = query.bind("x".repeat(PROBE_BYTES));
+        query.execute(&mut self.connection).await.map_err(written)?;
+        self.statement("DELETE FROM events WHERE hub = ''").await
     }
 
     /// Brings the write-ahead log into the database and cuts it to nothing: what was erased may still stand in it.

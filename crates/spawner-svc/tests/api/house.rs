@@ -164,6 +164,15 @@ impl House {
         answer(self.client.get(format!("{}{path}", self.attach.metrics))).await
     }
 
+    /// Does something to the database behind the service's back.
+    pub(crate) async fn database(&self, sql: &'static str) {
+        use sqlx::ConnectOptions as _;
+        let options = sqlx::sqlite::SqliteConnectOptions::new();
+        let options = options.filename(self.dir.path().join("state/glidepath.db"));
+        let mut connection = options.connect().await.unwrap();
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+    }
+
     pub(crate) async fn start(&self, user: &str, options: Value) -> Answer {
         let body = start_body("spawn-1", user, options);
         self.ask(Method::PUT, &self.server("main", user, ""), "main", Some(body)).await
