@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use glidepath_domain::names::{Attempt, RunId};
 use secrecy::SecretString;
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -167,10 +168,7 @@ impl Store {
         folder::keep_to_owner(&path)?;
         let options = options(&path);
         let mut connection = options.connect().await.map_err(|error| failed("opened", &error))?;
-        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|error| StoreError::Database {
-            step: "opened",
-            why: format!("{error}; was it written by a newer version?"),
-        })?;
+        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|error| not_migrated(&error))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(ANSWER_WITHIN)
@@ -402,6 +400,20 @@ fn too_slow(step: &'static str) -> StoreError {
 
 fn out_of_reach(error: SealError) -> StoreError {
     StoreError::Sealed(error.to_string())
+}
+
+/// Why the tables could not be brought up to date. Only what the database says of its own version speaks of one.
+fn not_migrated(error: &MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed("opened", error),
+        MigrateError::VersionMissing(_)
+        | MigrateError::VersionMismatch(_)
+        | MigrateError::VersionTooNew(..) => StoreError::Database {
+            step: "opened",
+            why: format!("{error}: it was written by a newer version, which must serve it"),
+        },
+        _ => StoreError::Database { step: "opened", why: error.to_string() },
+    }
 }
 
 /// An error of the database as one sentence that an operator can act on.

@@ -296,6 +296,16 @@ async fn a_database_of_a_newer_version_is_refused_in_a_sentence() {
 }
 
 #[tokio::test]
+async fn a_disk_that_is_full_at_the_start_is_no_newer_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = options(&dir.path().join("glidepath.db")).pragma("max_page_count", "2");
+    let mut connection = full.connect().await.unwrap();
+    let error = sqlx::migrate!("./migrations").run(&mut connection).await.unwrap_err();
+    let told = not_migrated(&error).to_string();
+    assert_eq!(told, "the database could not be opened: the disk is full: make room in the state folder");
+}
+
+#[tokio::test]
 async fn a_full_disk_is_told_in_a_sentence() {
     let house = House::new().await;
     let options = SqliteConnectOptions::new().filename(house.dir.path().join("glidepath.db"));
