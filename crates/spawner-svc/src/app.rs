@@ -260,7 +260,7 @@ fn home(
 }
 
 fn target(hub: &Hub) -> HubTarget {
-    HubTarget { name: hub.name.clone(), api_url: hub.api_url.clone(), base_url: hub.base_url.clone() }
+    HubTarget { name: hub.name.clone(), api: hub.api.clone(), base_url: hub.base_url.clone() }
 }
 
 fn setup(config: &SiteConfig, backends: Backends<'_>) -> anyhow::Result<SiteSetup> {

@@ -21,8 +21,11 @@ use glidepath_svc_kit::read::read;
 use glidepath_svc_kit::telemetry::Log;
 use serde_json::Value;
 
+pub use hub_api::HubApi;
+
 mod check;
 mod file;
+mod hub_api;
 pub mod surroundings;
 
 /// Everything the service was told, checked.
@@ -110,8 +113,8 @@ pub struct Hub {
     pub name: HubName,
     /// One secret, or two while they change.
     pub secrets: Vec<SecretHash>,
-    /// The Hub's API, where servers' calls are forwarded to: `http://127.0.0.1:8081/hub/api`.
-    pub api_url: String,
+    /// The Hub's API, where servers' calls are forwarded to.
+    pub api: HubApi,
     /// The Hub's `base_url`: starts and ends with a slash.
     pub base_url: String,
     /// Where its proxy reaches this Hub's servers.

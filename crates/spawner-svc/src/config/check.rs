@@ -24,7 +24,7 @@ use super::file::{
     AgentFile, DeadlinesFile, File, GpuFile, HubFile, LimitsFile, LinkFile, ListenFile, LogFile, PresetFile,
     ResourcesFile, SiteFile, TlsFile,
 };
-use super::{BackendConfig, Config, Hub, Link, LinkTls, Listen, Preset, SiteConfig};
+use super::{BackendConfig, Config, Hub, HubApi, Link, LinkTls, Listen, Preset, SiteConfig};
 
 /// Longest deadline that is taken: 30 days.
 const DEADLINE_MAX_S: u64 = 30 * 24 * 3600;
@@ -308,10 +308,10 @@ fn hub(key: &str, file: HubFile, here: &Path, p: &mut Problems) -> Option<Hub> {
         file.api_url.as_deref(),
         "give the Hub's API, like http://127.0.0.1:8081/hub/api",
     );
-    let api_url =
-        api_url.and_then(|raw| p.keep(&at("api_url"), http_origin(raw).map(|_| raw.trim().to_owned())));
     let base_url = file.base_url.unwrap_or_else(|| "/".to_owned());
     let base_url = p.keep(&at("base_url"), checked_base_url(base_url));
+    let below = base_url.as_deref().unwrap_or("/");
+    let api = api_url.and_then(|raw| p.keep(&at("api_url"), HubApi::parse(raw, below)));
     let relay = address(&at("relay"), file.relay.as_deref(), p);
     if file.relay_url.is_none() && relay.ip().is_unspecified() {
         p.add(
@@ -320,7 +320,7 @@ fn hub(key: &str, file: HubFile, here: &Path, p: &mut Problems) -> Option<Hub> {
         );
     }
     let relay_url = file.relay_url.and_then(|raw| p.keep(&at("relay_url"), http_origin(&raw)));
-    Some(Hub { name: name?, secrets, api_url: api_url?, base_url: base_url?, relay, relay_url })
+    Some(Hub { name: name?, secrets, api: api?, base_url: base_url?, relay, relay_url })
 }
 
 fn secrets(

@@ -71,12 +71,12 @@ fn every_value_of_a_full_file_arrives() {
     assert_eq!(presets["training"].gpus.kind.as_deref(), Some("a100"));
     let [main, second] = config.hubs.as_slice() else { panic!("two hubs") };
     assert_eq!(
-        (main.api_url.as_str(), main.base_url.as_str()),
+        (main.api.url().as_str(), main.base_url.as_str()),
         ("https://hub.example.org/jhub/hub/api", "/jhub/")
     );
     assert_eq!((main.secrets.len(), main.relay.port()), (2, 9100));
     assert_eq!(main.relay_url.as_deref(), Some("http://[2001:db8::7]:9100"));
-    assert_eq!((second.api_url.as_str(), second.relay.port()), ("http://[::1]:8081", 0));
+    assert_eq!((second.api.url().as_str(), second.relay.port()), ("http://[::1]:8081/hub/api", 0));
     let [here, far] = config.sites.as_slice() else { panic!("two sites") };
     assert_eq!((here.site.reach, far.site.reach), (Reach::Direct, Reach::Tunnel));
     assert_eq!(far.site.access, Access::Groups(vec!["gpu-users".into(), "staff".into()]));

@@ -37,6 +37,7 @@ use super::headers::{strip_hop_by_hop, upgrade_wanted};
 use super::refusal::Refusal;
 use crate::arrivals::upstream::told;
 use crate::arrivals::{AgentStreams, Arrived};
+use crate::config::HubApi;
 
 /// Largest call.
 const REQUEST_MAX_BYTES: usize = 1024 * 1024;
@@ -70,8 +71,8 @@ const HEAD_WAIT: Duration = Duration::from_secs(60);
 pub struct HubTarget {
     /// Whose links lead there.
     pub name: HubName,
-    /// Address of the API, such as `http://127.0.0.1:8081/hub/api`.
-    pub api_url: String,
+    /// Where its API is.
+    pub api: HubApi,
     /// The Hub's `base_url`, such as `/` or `/jhub/`: what the servers' own calls start with.
     pub base_url: String,
 }
@@ -79,14 +80,6 @@ pub struct HubTarget {
 /// Why calls cannot be carried.
 #[derive(Debug, thiserror::Error)]
 pub enum BadTarget {
-    /// The address is none.
-    #[error(
-        "api_url of hub {hub} must be an http or https address without user, query or fragment, such as http://127.0.0.1:8081/hub/api"
-    )]
-    ApiUrl {
-        /// Which hub.
-        hub: HubName,
-    },
     /// The HTTP client cannot be made.
     #[error("the client for the Hub's API cannot be made")]
     Client(#[source] reqwest::Error),
@@ -118,8 +111,8 @@ impl HubForward {
         let client = client()?;
         let mut hubs = HashMap::new();
         for target in targets {
-            let api = api_url(&target)?;
-            let HubTarget { name, base_url, .. } = target;
+            let HubTarget { name, api, base_url } = target;
+            let api = api.url().clone();
             hubs.insert(name.clone(), Arc::new(Hub { name, api, base_url, client: client.clone() }));
         }
         Ok(Arc::new(Self { hubs, stop, links: Mutex::default() }))
@@ -157,18 +150,6 @@ fn client() -> Result<Client, BadTarget> {
         .pool_max_idle_per_host(32)
         .build()
         .map_err(BadTarget::Client)
-}
-
-fn api_url(target: &HubTarget) -> Result<Url, BadTarget> {
-    let bad = || BadTarget::ApiUrl { hub: target.name.clone() };
-    let url = Url::parse(target.api_url.trim_end_matches('/')).map_err(|_| bad())?;
-    let plain = matches!(url.scheme(), "http" | "https")
-        && url.has_host()
-        && url.username().is_empty()
-        && url.password().is_none()
-        && url.query().is_none()
-        && url.fragment().is_none();
-    if plain { Ok(url) } else { Err(bad()) }
 }
 
 async fn carry_link(hub: Arc<Hub>, link: Link, stop: CancellationToken) {
