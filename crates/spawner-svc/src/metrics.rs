@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
 use glidepath_domain::names::{HubName, RunId, ServerKey};
@@ -66,6 +66,8 @@ struct End {
 /// Buckets of the time from asking to ready, in seconds.
 const READY_BUCKETS_S: [f64; 13] =
     [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0];
+/// How soon events are followed again that ended early.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 /// Servers whose last counted run is remembered; beyond it one may be counted twice.
 const REMEMBERED: usize = 100_000;
 
@@ -163,20 +165,19 @@ impl Metrics {
         let began =
             Moment(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64));
         let mut seen: BTreeMap<ServerKey, Seen> = BTreeMap::new();
-        let mut events = spawner.events(&hub, None);
-        loop {
-            let next = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                next = events.next() => next,
-            };
-            match next {
-                Some((_, view)) => self.note(&mut seen, &view, began),
-                None => {
-                    stop.cancelled().await; // the life cycle ended; the others will say why
-                    return Ok(());
+        let mut last = None;
+        let following = async {
+            loop {
+                let mut events = spawner.events(&hub, last);
+                while let Some((id, view)) = events.next().await {
+                    self.note(&mut seen, &view, began);
+                    last = id.or(last);
                 }
+                tokio::time::sleep(FOLLOW_AGAIN).await; // the store could not be read; it told why
             }
-        }
+        };
+        stop.run_until_cancelled(following).await;
+        Ok(())
     }
 
     fn note(&self, seen: &mut BTreeMap<ServerKey, Seen>, view: &RunView, began: Moment) {

@@ -280,6 +280,67 @@ async fn monitoring_needs_no_secret_and_sees_runs_by_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_counted_goes_on_after_the_store_could_not_be_read() {
+    let house = House::new().await;
+    house.start("ada", json!({})).await;
+    let stop = format!("{}?wait_s=10&now=true", house.server("main", "ada", ""));
+    house.ask(Method::DELETE, &stop, "main", None).await;
+    house.database("CREATE TABLE kept AS SELECT run, view FROM runs").await;
+    let (dir, backends) = house.close().await;
+    house::database(dir.path(), "UPDATE runs SET view = 'x'").await;
+    let house = House::again(dir, backends).await;
+    let mut cut = house.events("/v1/hubs/main/events", "main", None).await;
+    cut.block().await;
+    assert!(cut.ends().await, "no reader is told what is");
+    house
+        .database("UPDATE runs SET view = (SELECT view FROM kept WHERE kept.run = runs.run) WHERE view = 'x'")
+        .await;
+    house.start("bob", json!({})).await;
+    glidepath_testkit::wait::until_some(house::SOON, "the start is counted", || async {
+        let text = house.observe("/metrics").await.body;
+        text.contains(r#"glidepath_starts_total{hub="main"} 1"#).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_in_the_operators_table() {
+    let house = House::new().await;
+    house.start("ada", json!({})).await;
+    house.start("bob", json!({"cores": 9})).await;
+    let stop = format!("{}?wait_s=10&now=true", house.server("main", "ada", ""));
+    house.ask(Method::DELETE, &stop, "main", None).await;
+    let page = glidepath_testkit::wait::until_some(house::SOON, "the end is counted", || async {
+        let text = house.observe("/metrics").await.body;
+        text.contains("glidepath_ends_total{").then_some(text)
+    })
+    .await;
+    let mut there: Vec<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let ending = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            format!("{name}{ending}")
+        })
+        .collect();
+    there.sort();
+    let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operator.md");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let mut told: Vec<String> = manual
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `glidepath_"))
+        .map(|line| format!("glidepath_{}", line.split('`').next().unwrap()))
+        .collect();
+    told.sort();
+    assert_eq!(told, there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_cannot_write_says_that_it_is_not_ready_until_it_can() {
     let house = House::new().await;
     // What a full disk does: the database gives up the whole transaction.

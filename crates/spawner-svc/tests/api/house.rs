@@ -166,11 +166,7 @@ impl House {
 
     /// Does something to the database behind the service's back.
     pub(crate) async fn database(&self, sql: &'static str) {
-        use sqlx::ConnectOptions as _;
-        let options = sqlx::sqlite::SqliteConnectOptions::new();
-        let options = options.filename(self.dir.path().join("state/glidepath.db"));
-        let mut connection = options.connect().await.unwrap();
-        sqlx::query(sql).execute(&mut connection).await.unwrap();
+        database(self.dir.path(), sql).await;
     }
 
     pub(crate) async fn start(&self, user: &str, options: Value) -> Answer {
@@ -211,6 +207,14 @@ pub(crate) fn start_body(spawn_id: &str, user: &str, options: Value) -> Value {
         "env": {"JUPYTERHUB_API_TOKEN": "tok3n-of-the-server", "JUPYTERHUB_API_URL": "http://127.0.0.1:9/hub/api"},
         "prefix": format!("/user/{user}/"),
     })
+}
+
+/// Does something to the database of the service with this folder.
+pub(crate) async fn database(dir: &Path, sql: &'static str) {
+    use sqlx::ConnectOptions as _;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.join("state/glidepath.db"));
+    let mut connection = options.connect().await.unwrap();
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
 }
 
 async fn answer(request: reqwest::RequestBuilder) -> Answer {
