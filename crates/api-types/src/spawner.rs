@@ -214,7 +214,7 @@ pub struct UsageView {
 
 /// Query of `DELETE /v1/hubs/{hub}/servers/{key}`.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 #[serde(deny_unknown_fields)]
 pub struct StopQuery {
     /// Kill at once instead of kindly.

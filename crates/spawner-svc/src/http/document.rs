@@ -7,8 +7,12 @@ use glidepath_api_types::spawner::{
     Adopted, EndView, FieldProblem, FormReply, Life, PlacementBody, PlacementReply, Problem, ServerList,
     ServerView, StartBody, StartReply, StateName, UsageView, VerdictView, VersionReply,
 };
+use glidepath_svc_kit::problem::PROBLEM_JSON;
 use utoipa::OpenApi;
+use utoipa::openapi::path::{Operation, ParameterIn};
+use utoipa::openapi::response::{Response as Told, ResponseBuilder};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, Ref, RefOr};
 
 use super::{events, forms, servers};
 
@@ -30,7 +34,7 @@ pub const DOCUMENT: &str = "docs/openapi.json";
         Adopted, EndView, FieldProblem, FormReply, Life, PlacementBody, PlacementReply, Problem, ServerList, ServerView,
         StartBody, StartReply, StateName, UsageView, VerdictView, VersionReply,
     )),
-    modifiers(&HubSecret),
+    modifiers(&HubSecret, &Refusals),
 )]
 struct Document;
 
@@ -43,6 +47,47 @@ impl utoipa::Modify for HubSecret {
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("hub_secret", SecurityScheme::Http(scheme));
     }
+}
+
+/// What operations refuse for the same reasons, written once so that none leaves it out.
+struct Refusals;
+
+impl utoipa::Modify for Refusals {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                for (status, why) in refusals(operation) {
+                    let told = &mut operation.responses.responses;
+                    told.entry(status.to_owned()).or_insert_with(|| RefOr::T(problem(why)));
+                }
+            }
+        }
+    }
+}
+
+fn refusals(operation: &Operation) -> Vec<(&'static str, &'static str)> {
+    let mut refusals = vec![("504", "The service did not finish this in time")];
+    if operation.security.is_some() {
+        refusals.push(("401", "Without a valid secret"));
+        refusals.push(("404", "Not a path of this Hub"));
+    }
+    if operation.request_body.is_some() {
+        refusals.push(("400", "The body is not JSON"));
+        refusals.push(("413", "The body is larger than is taken"));
+        refusals.push(("415", "The body is not said to be JSON"));
+    }
+    let in_query = |parameter: &RefOr<utoipa::openapi::path::Parameter>| matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query);
+    if operation.parameters.iter().flatten().any(in_query) {
+        refusals.push(("400", "The query string cannot be read"));
+        refusals.push(("422", "Every field that is wrong"));
+    }
+    refusals
+}
+
+fn problem(why: &str) -> Told {
+    let content = Content::new(Some(Ref::from_schema_name("Problem")));
+    ResponseBuilder::new().description(why).content(PROBLEM_JSON, content).build()
 }
 
 /// The document, as JSON for people and diffs.

@@ -41,6 +41,7 @@ pub(super) async fn placement(
     responses(
         (status = 200, description = "All text in it is escaped", body = FormReply),
         (status = 422, description = "Every field that is wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The form could not be drawn", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn form(

@@ -67,7 +67,10 @@ pub(super) async fn list(State(api): State<Arc<Api>>, caller: Caller) -> Json<Se
 #[utoipa::path(
     delete, path = "/v1/hubs/{hub}/servers/{key}", tag = "servers", security(("hub_secret" = [])),
     params(("hub" = String, Path, description = "The Hub's name"), ("key" = String, Path, description = "hub.user.server, escaped"), StopQuery),
-    responses((status = 200, description = "The server as it stands after that", body = ServerView))
+    responses(
+        (status = 200, description = "The server as it stands after that", body = ServerView),
+        (status = 503, description = "The service is stopping", body = Problem, content_type = "application/problem+json"),
+    )
 )]
 pub(super) async fn stop(
     State(api): State<Arc<Api>>,

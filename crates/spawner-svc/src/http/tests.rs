@@ -145,6 +145,26 @@ fn the_script_writes_text_and_never_markup() {
 }
 
 #[test]
+fn the_document_knows_the_parameters_of_each_path() {
+    let document: serde_json::Value = serde_json::from_str(&super::document()).unwrap();
+    let mut operations = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let mut named: Vec<&str> =
+            path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+        named.sort_unstable();
+        for (method, operation) in item.as_object().unwrap() {
+            let parameters = || operation["parameters"].as_array().into_iter().flatten();
+            let of_path = parameters().filter(|parameter| parameter["in"] == "path");
+            let mut told: Vec<&str> = of_path.map(|parameter| parameter["name"].as_str().unwrap()).collect();
+            told.sort_unstable();
+            assert_eq!(told, named, "{method} {path}");
+            operations += 1;
+        }
+    }
+    assert_eq!(operations, 10);
+}
+
+#[test]
 fn the_committed_api_document_is_the_one_that_is_served() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(super::DOCUMENT);
     let served = super::document();

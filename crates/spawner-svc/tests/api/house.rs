@@ -137,13 +137,15 @@ impl House {
     }
 
     pub(crate) async fn ask(&self, method: Method, path: &str, hub: &str, body: Option<Value>) -> Answer {
-        let request =
-            self.client.request(method, format!("{}{path}", self.attach.api)).bearer_auth(secret(hub));
+        let request = self
+            .client
+            .request(method.clone(), format!("{}{path}", self.attach.api))
+            .bearer_auth(secret(hub));
         let request = match body {
             Some(body) => request.json(&body),
             None => request,
         };
-        answer(request).await
+        documented(&method, path, answer(request).await)
     }
 
     pub(crate) async fn raw(
@@ -153,11 +155,12 @@ impl House {
         headers: &[(&str, &str)],
         body: impl Into<reqwest::Body>,
     ) -> Answer {
-        let mut request = self.client.request(method, format!("{}{path}", self.attach.api)).body(body);
+        let url = format!("{}{path}", self.attach.api);
+        let mut request = self.client.request(method.clone(), url).body(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        answer(request).await
+        documented(&method, path, answer(request).await)
     }
 
     pub(crate) async fn observe(&self, path: &str) -> Answer {
@@ -223,6 +226,24 @@ async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let media =
         headers.get("content-type").map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
     Answer { status: response.status(), media, headers, body: response.text().await.unwrap() }
+}
+
+/// Whatever a test is answered, the API's document must tell of it.
+fn documented(method: &Method, path: &str, answer: Answer) -> Answer {
+    let document: Value = serde_json::from_str(&glidepath_spawner::http::document()).unwrap();
+    let parts: Vec<&str> = path.split('?').next().unwrap().split('/').collect();
+    let fits = |template: &str| {
+        let template: Vec<&str> = template.split('/').collect();
+        let same = |(wanted, got): (&&str, &&str)| wanted.starts_with('{') || wanted == got;
+        template.len() == parts.len() && template.iter().zip(&parts).all(same)
+    };
+    let item = document["paths"].as_object().unwrap().iter().find(|(template, _)| fits(template));
+    let operation = item.and_then(|(_, item)| item.get(method.as_str().to_lowercase()));
+    if let Some(operation) = operation {
+        let told = operation["responses"].get(answer.status.as_str()).is_some();
+        assert!(told, "{method} {path}: {} is not documented", answer.status);
+    }
+    answer
 }
 
 /// Holds the set of tasks until the result is there.
