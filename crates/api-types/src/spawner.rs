@@ -268,7 +268,8 @@ pub struct FormReply {
 }
 
 /// One event of `GET /v1/hubs/{hub}/events` and `.../servers/{key}/events`: the whole server as it stands then.
-/// The stream's event id is a number that grows; `Last-Event-ID` continues after it.
+/// The stream's event id is a number that grows; `Last-Event-ID` continues after it. An event without an id belongs to
+/// what is told first, all of it or again.
 pub type ServerEvent = ServerView;
 
 /// An error, as RFC 9457 shapes it (`application/problem+json`).

@@ -128,8 +128,9 @@ pub enum ForgetError {
     Sites(String),
 }
 
-/// Events of one Hub: a growing id and the whole server as it stood then.
-pub type Events = std::pin::Pin<Box<dyn Stream<Item = (u64, RunView)> + Send>>;
+/// Events of one Hub: the whole server as it stood then, and a growing id after which a reader may continue. What is
+/// told first has none before its last: who was cut off in the middle must hear it again.
+pub type Events = std::pin::Pin<Box<dyn Stream<Item = (Option<u64>, RunView)> + Send>>;
 
 /// How the life cycle behaves; from config.
 #[derive(Debug, Clone)]

@@ -201,6 +201,7 @@ async fn events_tell_whole_servers_and_continue_after_the_last_one() {
     let mut last = (0, StateName::None);
     while last.1 != StateName::Queued {
         let (id, view) = all.event().await;
+        let id = id.unwrap_or(last.0 + 1); // none while what is is told
         assert!(id > last.0, "ids grow");
         last = if view.user == "ada" { (id, view.state) } else { (id, last.1) };
     }
@@ -210,10 +211,49 @@ async fn events_tell_whole_servers_and_continue_after_the_last_one() {
     house.ask(Method::DELETE, &path, "main", None).await;
     let mut continued = house.events("/v1/hubs/main/events", "main", Some(last.0)).await;
     let (id, _) = continued.event().await;
-    assert!(id > last.0, "what was told is not told again");
+    assert!(id > Some(last.0), "what was told is not told again");
 
     let (_dir, _backends) = house.close().await;
     assert!(all.ends().await && of_second.ends().await, "a drain ends event streams");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_cut_off_before_all_was_told_hears_all_of_it_again() {
+    let house = House::new().await;
+    let users = ["ada", "bob", "eve"];
+    for user in users {
+        house.start(user, json!({})).await;
+        house.until(user, StateName::Queued).await;
+    }
+    let mut whole = None;
+    for _ in 0..2 {
+        let mut all = house.events("/v1/hubs/main/events", "main", None).await;
+        let (first, second, third) = (all.event().await, all.event().await, all.event().await);
+        assert_eq!(
+            (first.0, second.0),
+            (None, None),
+            "whoever has no more than these has no place to go on from"
+        );
+        assert!(third.0 > Some(0));
+        let mut told = [first.1.user, second.1.user, third.1.user];
+        told.sort();
+        assert_eq!(told, users);
+        whole = third.0;
+    }
+    let path = format!("{}/events", house.server("main", "bob", ""));
+    let (id, view) = house.events(&path, "main", None).await.event().await;
+    assert_eq!(
+        (id, view.user.as_str(), view.state),
+        (None, "bob", StateName::Queued),
+        "he is not the last one told"
+    );
+
+    for user in users {
+        let stop = format!("{}?now=true", house.server("main", user, ""));
+        house.ask(Method::DELETE, &stop, "main", None).await;
+    }
+    let (id, view) = house.events(&path, "main", whole).await.event().await;
+    assert!(id > whole && view.user == "bob" && view.state != StateName::Queued, "{id:?} {view:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

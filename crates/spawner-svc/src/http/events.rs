@@ -1,7 +1,8 @@
 //! Servers as they change, as server-sent events.
 //!
 //! Each event is the whole server as it stood then, so that nothing is lost when some are: a reader needs the last
-//! one of each server only. The id grows; `Last-Event-ID` continues after it.
+//! one of each server only. The id grows; `Last-Event-ID` continues after it. Servers as they stand at first are one
+//! whole: only its last event has an id.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// All servers of this Hub, as they change.
 #[utoipa::path(
     get, path = "/v1/hubs/{hub}/events", tag = "events", security(("hub_secret" = [])),
-    params(("hub" = String, Path, description = "The Hub's name"), ("Last-Event-ID" = Option<u64>, Header, description = "Continue after this event; without it every server is told as it stands first")),
+    params(("hub" = String, Path, description = "The Hub's name"), ("Last-Event-ID" = Option<u64>, Header, description = "Continue after this event; without it every server is told as it stands first, with an id at the last of them only")),
     responses((status = 200, description = "Events `server`, each a whole ServerView", body = glidepath_api_types::spawner::ServerView, content_type = "text/event-stream"))
 )]
 pub(super) async fn of_the_hub(
@@ -40,7 +41,7 @@ pub(super) async fn of_the_hub(
 /// One server, as it changes.
 #[utoipa::path(
     get, path = "/v1/hubs/{hub}/servers/{key}/events", tag = "events", security(("hub_secret" = [])),
-    params(("hub" = String, Path, description = "The Hub's name"), ("key" = String, Path, description = "hub.user.server, escaped"), ("Last-Event-ID" = Option<u64>, Header, description = "Continue after this event")),
+    params(("hub" = String, Path, description = "The Hub's name"), ("key" = String, Path, description = "hub.user.server, escaped"), ("Last-Event-ID" = Option<u64>, Header, description = "Continue after this event; without it the server is told as it stands first")),
     responses((status = 200, description = "Events `server`, each a whole ServerView", body = glidepath_api_types::spawner::ServerView, content_type = "text/event-stream"))
 )]
 pub(super) async fn of_one_server(
@@ -76,7 +77,11 @@ fn events(api: &Api, hub: &HubName, headers: &HeaderMap) -> crate::spawn::Events
     api.spawner.events(hub, after)
 }
 
-fn event(id: u64, view: RunView, relay_url: &str) -> Option<Event> {
-    let event = Event::default().event("server").id(id.to_string());
+fn event(id: Option<u64>, view: RunView, relay_url: &str) -> Option<Event> {
+    let event = Event::default().event("server");
+    let event = match id {
+        Some(id) => event.id(id.to_string()),
+        None => event,
+    };
     event.json_data(convert::view(view, relay_url)).ok() // text keys and numbers: always JSON
 }

@@ -20,7 +20,7 @@ struct Feed {
     live: Receiver<EventRow>,
     after: Option<u64>,
     begun: bool,
-    ready: VecDeque<(u64, RunView)>,
+    ready: VecDeque<(Option<u64>, RunView)>,
 }
 
 /// This Hub's events after the given id.
@@ -41,7 +41,7 @@ pub(super) fn of_hub(shared: Arc<Shared>, hub: HubName, after: Option<u64>) -> E
 }
 
 impl Feed {
-    async fn next(&mut self) -> Result<Option<(u64, RunView)>, StoreError> {
+    async fn next(&mut self) -> Result<Option<(Option<u64>, RunView)>, StoreError> {
         loop {
             if let Some((id, view)) = self.ready.pop_front() {
                 return Ok(Some((id, view)));
@@ -70,8 +70,10 @@ impl Feed {
             _ => {
                 // Read after the id: what happens in between is told twice rather than not at all.
                 self.after = Some(newest);
-                for view in self.shared.store.views(self.hub.as_str()).await? {
-                    self.ready.push_back((newest, read_view(&view)?));
+                let views = self.shared.store.views(self.hub.as_str()).await?;
+                for (n, view) in views.iter().enumerate() {
+                    let whole = n + 1 == views.len();
+                    self.ready.push_back((whole.then_some(newest), read_view(view)?));
                 }
                 Ok(())
             }
@@ -93,7 +95,7 @@ impl Feed {
 
     fn push(&mut self, event: &EventRow) -> Result<(), StoreError> {
         self.after = Some(event.id);
-        self.ready.push_back((event.id, read_view(&event.view)?));
+        self.ready.push_back((Some(event.id), read_view(&event.view)?));
         Ok(())
     }
 }

@@ -287,13 +287,14 @@ impl Stream {
         }
     }
 
-    /// The next event of a server: its id and the server.
-    pub(crate) async fn event(&mut self) -> (u64, ServerView) {
+    /// The next event of a server: its id, if it has one, and the server.
+    pub(crate) async fn event(&mut self) -> (Option<u64>, ServerView) {
         loop {
             let block: BTreeMap<String, String> = self.block().await.into_iter().collect();
             if let Some(data) = block.get("data") {
                 assert_eq!(block["event"], "server");
-                return (block["id"].parse().unwrap(), serde_json::from_str(data).unwrap());
+                let id = block.get("id").map(|id| id.parse().unwrap());
+                return (id, serde_json::from_str(data).unwrap());
             }
         }
     }
