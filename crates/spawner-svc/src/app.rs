@@ -42,6 +42,7 @@ use crate::tls;
 mod attach;
 mod open_files;
 mod ports;
+pub mod surroundings;
 
 pub use attach::Attach;
 use ports::Ports;

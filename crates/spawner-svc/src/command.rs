@@ -9,8 +9,9 @@ use clap::{Parser, Subcommand};
 use glidepath_svc_kit::telemetry;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, surroundings};
-use crate::{app, http};
+use crate::app::{self, surroundings};
+use crate::config::Config;
+use crate::http;
 
 /// Starts users' servers at sites, and keeps the way to them.
 #[derive(Debug, Parser)]

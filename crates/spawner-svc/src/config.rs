@@ -1,7 +1,7 @@
 //! What the program may use, once the operator's file has been checked.
 //!
 //! In: a path. Out: a [`Config`], or *every* problem with its key and remedy. `file` is what the file says word by
-//! word, `check` turns it into this, `surroundings` looks whether the machine is as the file needs it.
+//! word, `check` turns it into this. Whether the machine is as the file needs it is for `app` to look at.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,7 +26,6 @@ pub use hub_api::HubApi;
 mod check;
 mod file;
 mod hub_api;
-pub mod surroundings;
 
 /// Everything the service was told, checked.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use std::path::Path;
 use glidepath_svc_kit::files::{LockError, in_words, lock};
 use glidepath_svc_kit::problems::Problems;
 
-use super::{BackendConfig, Config, LinkTls};
+use crate::config::{BackendConfig, Config, LinkTls};
 
 /// Everything about this machine that would keep the service from starting.
 #[must_use]
