@@ -141,8 +141,14 @@ class FakeService:
         assert task is not None
         self._streams.add(task)
         try:
-            at = int(request.headers.get("Last-Event-ID") or 0)
+            after = request.headers.get("Last-Event-ID")
+            at = int(after) if after else len(self._events)
             await reply.write(b": open\n\n")
+            if not after:
+                views = list(self.servers.values())
+                for n, view in enumerate(views, 1):  # only the last of what is has an id
+                    last = f"id: {at}\n" if n == len(views) else ""
+                    await reply.write(f"{last}data: {json.dumps(view)}\n\n".encode())
             while True:
                 for number, event in enumerate(self._events[at:], at + 1):
                     await reply.write(f"id: {number}\ndata: {json.dumps(event)}\n\n".encode())

@@ -84,6 +84,20 @@ async def test_events_begin_with_what_is_and_go_on(client, service):
     assert seen == [("1", "queued"), ("2", "ready")]
 
 
+async def test_what_is_has_an_id_at_its_end_only(client, service):
+    await service.set("hub.ada.", run="01A", state="queued")
+    await service.set("hub.bob.", run="01B", state="queued")
+    stream = client.events(None)
+    seen = []
+    async for event in stream:
+        if event is not None:
+            seen.append((event.id, event.view.key))
+        if len(seen) == 2:
+            break
+    await stream.aclose()
+    assert seen == [("", "hub.ada."), ("2", "hub.bob.")]
+
+
 async def test_a_cut_stream_says_so(client, service):
     async def read() -> None:
         async for _ in client.events(None):
