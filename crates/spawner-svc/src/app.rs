@@ -36,7 +36,7 @@ use crate::proxy::{link, relay};
 use crate::seal::Seal;
 use crate::sites::{Pace, SiteSetup, Sites};
 use crate::spawn::{Parts, Settings, Spawner, SpawnerTask};
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::tls;
 
 mod attach;
@@ -202,8 +202,9 @@ impl App {
     }
 }
 
-/// Makes the state folder and takes its lock.
+/// Makes the state folder and takes its lock. Nothing is made where the store could not be.
 fn take(state_dir: &Path) -> anyhow::Result<Lock> {
+    store::on_local_disk(state_dir)?;
     let shown = state_dir.display();
     files::private_dir(state_dir)
         .map_err(|error| anyhow!("the state folder {shown} cannot be used: {}", in_words(&error)))?;

@@ -27,6 +27,7 @@ mod folder;
 mod tests;
 mod write;
 
+pub use folder::on_local_disk;
 use write::{Change, Done, Job, Writer};
 
 /// Changes that may wait for the writer.

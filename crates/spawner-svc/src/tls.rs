@@ -147,6 +147,11 @@ pub fn load(cert: &Path, key: &Path) -> Result<ServerTls, TlsError> {
     ServerTls::new(Source::Files { cert: cert.to_owned(), key: key.to_owned() }, None)
 }
 
+/// Whether a certificate can be made for this host.
+pub fn check_host(host: &str) -> Result<(), TlsError> {
+    alternative_name(host).map(drop)
+}
+
 /// Holds the certificate in use.
 #[derive(Debug)]
 struct Keeper {

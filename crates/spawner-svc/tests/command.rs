@@ -48,8 +48,14 @@ impl Place {
     }
 
     fn run(&self, command: &[&str]) -> (Option<i32>, String, String) {
+        self.run_with(command, &[])
+    }
+
+    fn run_with(&self, command: &[&str], env: &[(&str, &Path)]) -> (Option<i32>, String, String) {
         let config = self.path("config.toml");
-        let output = Command::new(PROGRAM).arg("--config").arg(config).args(command).output().unwrap();
+        let mut program = Command::new(PROGRAM);
+        program.arg("--config").arg(config).args(command).envs(env.iter().copied());
+        let output = program.output().unwrap();
         let text = |bytes: Vec<u8>| {
             String::from_utf8(bytes).unwrap().replace(self.dir.path().to_str().unwrap(), "HERE")
         };
@@ -58,7 +64,8 @@ impl Place {
 
     fn serve(&self) -> Serving {
         let config = self.path("config.toml");
-        let child = Command::new(PROGRAM).arg("--config").arg(config).stderr(Stdio::null()).spawn().unwrap();
+        let log = Stdio::from(fs::File::create(self.path("log")).unwrap());
+        let child = Command::new(PROGRAM).arg("--config").arg(config).stderr(log).spawn().unwrap();
         let serving = Serving(child);
         let until = Instant::now() + Duration::from_secs(20);
         while !self.path("state/service.json").exists() {
@@ -146,6 +153,94 @@ fn check_tells_what_the_machine_lacks() {
             std::env::consts::ARCH
         )
     );
+}
+
+/// A library that tells of every folder named `remote` that it lies on NFS.
+fn network_disk(place: &Place) -> PathBuf {
+    let (source, library) = (place.path("remote.c"), place.path("remote.so"));
+    let text = r#"
+        #include <string.h>
+        #include <sys/syscall.h>
+        #include <sys/vfs.h>
+        #include <unistd.h>
+        int statfs(const char *path, struct statfs *into) {
+            int done = (int)syscall(SYS_statfs, path, into);
+            if (done == 0 && strstr(path, "/remote")) into->f_type = 0x6969;
+            return done;
+        }
+        int statfs64(const char *path, struct statfs64 *into) { return statfs(path, (struct statfs *)into); }
+    "#;
+    fs::write(&source, text).unwrap();
+    let made = Command::new("cc")
+        .args(["-D_GNU_SOURCE", "-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source)
+        .status();
+    assert!(made.unwrap().success());
+    library
+}
+
+#[test]
+fn a_state_folder_on_a_network_file_system_is_refused_before_anything_is_made_there() {
+    let place = Place::new();
+    place.write("state_dir = \"remote/state\"\n");
+    fs::create_dir(place.path("remote")).unwrap();
+    let library = network_disk(&place);
+    let env = [("LD_PRELOAD", library.as_path())];
+    let why = "the state folder HERE/remote/state lies on a network file system (NFS), where a database can be damaged: \
+               choose a folder on a local disk\n";
+    let (code, out, err) = place.run_with(&["serve"], &env);
+    assert_eq!((code, out.as_str(), err), (Some(1), "", format!("glidepath-spawner: {why}")));
+    let (code, _, err) = place.run_with(&["check"], &env);
+    assert_eq!((code, err), (Some(2), format!("glidepath-spawner: state_dir: {why}")));
+    assert_eq!(fs::read_dir(place.path("remote")).unwrap().count(), 0, "nothing was made there");
+    assert_eq!(place.run(&["check"]).0, Some(0), "the same folder on a local disk");
+}
+
+#[test]
+fn check_looks_into_the_certificate_and_at_the_links_host() {
+    let place = Place::new();
+    let pair = |name: &str| rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    let (ours, other) = (pair("glide.example.org"), pair("other.example.org"));
+    fs::write(place.path("cert.pem"), ours.cert.pem()).unwrap();
+    let key = |pem: &str| {
+        fs::write(place.path("key.pem"), pem).unwrap();
+        fs::set_permissions(place.path("key.pem"), fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    place.write(
+        "link.url = \"wss://glide.example.org/link\"\nlink.tls = { cert = \"cert.pem\", key = \"key.pem\" }\n",
+    );
+    key(&other.signing_key.serialize_pem());
+    let (code, _, err) = place.run(&["check"]);
+    assert_eq!(code, Some(2));
+    let told = "link.tls: HERE/key.pem does not fit the certificate in HERE/cert.pem";
+    assert!(err.contains(told), "{err}");
+    key(&ours.signing_key.serialize_pem());
+    assert_eq!(place.run(&["check"]).0, Some(0));
+
+    place.write("link.url = \"wss://glide..example/link\"\n");
+    let (code, _, err) = place.run(&["check"]);
+    assert_eq!(code, Some(2));
+    let told = "link.url: no certificate can be made for link host \"glide..example\"";
+    assert!(err.contains(told), "{err}");
+}
+
+#[test]
+fn each_line_of_a_log_for_machines_is_json_with_the_same_fields() {
+    let place = Place::new();
+    place.write("log.format = \"json\"\n");
+    let serving = place.serve();
+    let attach: Value = serde_json::from_slice(&fs::read(place.path("state/service.json")).unwrap()).unwrap();
+    assert_eq!(serving.end(), Some(0));
+    let log = fs::read_to_string(place.path("log")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in &lines {
+        for field in ["timestamp", "level", "target", "message"] {
+            assert!(line[field].is_string(), "{field} in {line}");
+        }
+    }
+    let ready = lines.iter().find(|line| line["message"] == "ready").unwrap();
+    assert_eq!((ready["level"].as_str(), &ready["api"]), (Some("INFO"), &attach["api"]));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use glidepath_svc_kit::files::{LockError, in_words, lock};
 use glidepath_svc_kit::problems::Problems;
 
 use crate::config::{BackendConfig, Config, LinkTls};
+use crate::{store, tls};
 
 /// Everything about this machine that would keep the service from starting.
 #[must_use]
@@ -72,7 +73,7 @@ fn ports(config: &Config, problems: &mut Problems) {
     }
 }
 
-/// The folder, or the nearest one above it, must take files.
+/// The folder, or the nearest one above it, must take files and be on a local disk.
 fn state_dir(path: &Path, problems: &mut Problems) {
     let Some(there) = path.ancestors().find(|dir| dir.exists()) else { return };
     let told = if !there.is_dir() {
@@ -81,7 +82,9 @@ fn state_dir(path: &Path, problems: &mut Problems) {
         nix::unistd::access(there, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)
             .map_err(|errno| format!("cannot write in {}: {}", there.display(), in_words(&errno.into())))
     };
-    problems.keep("state_dir", told);
+    if problems.keep("state_dir", told).is_some() {
+        problems.keep("state_dir", store::on_local_disk(path));
+    }
 }
 
 fn executable(path: &Path) -> Result<(), String> {
@@ -103,9 +106,21 @@ fn bindable(address: SocketAddr) -> Result<(), String> {
 }
 
 fn link(config: &Config, problems: &mut Problems) {
-    if let LinkTls::Files { cert, key } = &config.link.tls {
-        problems.keep("link.tls.cert", readable(cert));
-        problems.keep("link.tls.key", readable(key));
+    match &config.link.tls {
+        LinkTls::Files { cert, key } => {
+            let cert_there = problems.keep("link.tls.cert", readable(cert)).is_some();
+            let key_there = problems.keep("link.tls.key", readable(key)).is_some();
+            if cert_there && key_there {
+                problems.keep("link.tls", tls::load(cert, key));
+            }
+        }
+        LinkTls::OwnCa => {
+            let url = config.link.url.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
+            if let Some(host) = url.as_ref().and_then(http::Uri::host) {
+                problems.keep("link.url", tls::check_host(host));
+            }
+        }
+        LinkTls::PlainBehind(_) => {}
     }
     if let Some(ca) = &config.link.ca {
         problems.keep("link.ca", readable(ca));

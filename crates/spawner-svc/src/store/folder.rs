@@ -27,8 +27,22 @@ const REMOTE: [(i64, &str); 15] = [
     (0x0116_1970, "GFS2"),
 ];
 
+/// Refuses a network file system. One that is missing is judged by the nearest folder above it; makes nothing.
+pub fn on_local_disk(path: &Path) -> Result<(), StoreError> {
+    let bad = |why: String| StoreError::Folder { path: path.to_owned(), why };
+    let there = path.ancestors().find(|dir| dir.exists()).unwrap_or(path);
+    let system = statfs(there).map_err(|error| bad(format!("cannot be looked at: {error}")))?;
+    match remote_name(system.filesystem_type().0) {
+        None => Ok(()),
+        Some(name) => Err(bad(format!(
+            "lies on a network file system ({name}), where a database can be damaged: choose a folder on a local disk"
+        ))),
+    }
+}
+
 /// Makes the folder (0700) when it is missing. Refuses a network file system and one that cannot be written.
 pub(super) fn check(path: &Path) -> Result<(), StoreError> {
+    on_local_disk(path)?;
     let bad = |why: String| StoreError::Folder { path: path.to_owned(), why };
     if !path.exists() {
         fs::DirBuilder::new()
@@ -36,12 +50,6 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
             .mode(0o700)
             .create(path)
             .map_err(|error| bad(format!("cannot be made: {error}")))?;
-    }
-    let system = statfs(path).map_err(|error| bad(format!("cannot be looked at: {error}")))?;
-    if let Some(name) = remote_name(system.filesystem_type().0) {
-        return Err(bad(format!(
-            "lies on a network file system ({name}), where a database can be damaged: choose a folder on a local disk"
-        )));
     }
     let probe = path.join(".writable");
     fs::write(&probe, b"x")
