@@ -320,6 +320,27 @@ async fn monitoring_needs_no_secret_and_sees_runs_by_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_runs_whole_on_ipv6() {
+    let house = House::listening_on("[::1]").await;
+    let attach = house.attach.clone();
+    for url in [&attach.api, &attach.metrics, &attach.relays["main"]] {
+        let port = url.strip_prefix("http://[::1]:").unwrap_or_else(|| panic!("{url}"));
+        assert!(port.parse::<u16>().unwrap() > 0, "{url}");
+    }
+    assert_eq!(house.start("ada", json!({"site": "here"})).await.status, 200);
+    house.until("ada", StateName::Queued).await;
+    let backend = &house.backends["here"];
+    let file = backend.spec(backend.attempts()[0]).unwrap().dial_file;
+    let file: Value = serde_json::from_str(secrecy::ExposeSecret::expose_secret(&file)).unwrap();
+    let link: reqwest::Url = file["home_url"].as_str().unwrap().parse().unwrap();
+    assert_eq!((link.scheme(), link.host_str(), link.path()), ("wss", Some("[::1]"), "/link"));
+    let dialled = tokio::net::TcpStream::connect(("::1", link.port().unwrap())).await;
+    assert!(dialled.is_ok(), "{dialled:?}");
+    let answer = reqwest::get(format!("{}/user/ada/", attach.relays["main"])).await.unwrap();
+    assert_eq!(answer.status(), 503, "the relay knows the server and says that it is not ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_counted_goes_on_after_the_store_could_not_be_read() {
     let house = House::new().await;
     house.start("ada", json!({})).await;

@@ -68,10 +68,10 @@ pub(crate) fn secret(hub: &str) -> String {
     format!("the-random-secret-of-{hub}-0123456789")
 }
 
-fn config_text(state_dir: &Path) -> String {
+fn config_text(state_dir: &Path, ip: &str) -> String {
     let hubs = ["main", "second"].map(|hub| {
         let hash: String = Sha256::digest(secret(hub)).iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("[[hub]]\nname = \"{hub}\"\nsecret_sha256 = [\"{hash}\"]\napi_url = \"http://127.0.0.1:9\"\n")
+        format!("[[hub]]\nname = \"{hub}\"\nsecret_sha256 = [\"{hash}\"]\napi_url = \"http://127.0.0.1:9\"\nrelay = \"{ip}:0\"\n")
     });
     let work = state_dir.join("work");
     let sites = [("here", "[]"), ("far", r#"[{ kind = "a100", memory_mb = 40960, per_server = 2 }]"#)].map(|(site, gpus)| {
@@ -81,18 +81,24 @@ fn config_text(state_dir: &Path) -> String {
         )
     });
     let preset = "[[presets]]\nname = \"small\"\ntitle = \"Small\"\ncores = 1\n";
-    format!("state_dir = {state_dir:?}\n{preset}{}{}", hubs.concat(), sites.concat())
+    let listen = format!("[listen]\napi = \"{ip}:0\"\nlink = \"{ip}:0\"\nmetrics = \"{ip}:0\"\n");
+    format!("state_dir = {state_dir:?}\n{listen}{preset}{}{}", hubs.concat(), sites.concat())
 }
 
 impl House {
     pub(crate) async fn new() -> Self {
-        Self::in_folder(tempfile::tempdir().unwrap(), None).await
+        Self::listening_on("127.0.0.1").await
     }
 
-    async fn in_folder(dir: TempDir, backends: Option<BTreeMap<String, FakeBackend>>) -> Self {
+    /// All listeners at this address.
+    pub(crate) async fn listening_on(ip: &str) -> Self {
+        Self::in_folder(tempfile::tempdir().unwrap(), ip, None).await
+    }
+
+    async fn in_folder(dir: TempDir, ip: &str, backends: Option<BTreeMap<String, FakeBackend>>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default(); // for this client; another test did it
         let path = dir.path().join("config.toml");
-        std::fs::write(&path, config_text(&dir.path().join("state"))).unwrap();
+        std::fs::write(&path, config_text(&dir.path().join("state"), ip)).unwrap();
         let config = Config::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
         let fresh = || ["here", "far"].map(|name| (name.to_owned(), FakeBackend::queueing())).into();
         let backends: BTreeMap<String, FakeBackend> = backends.unwrap_or_else(fresh);
@@ -129,7 +135,7 @@ impl House {
 
     /// The service anew, in the same folder and with the same batch systems.
     pub(crate) async fn again(dir: TempDir, backends: BTreeMap<String, FakeBackend>) -> Self {
-        Self::in_folder(dir, Some(backends)).await
+        Self::in_folder(dir, "127.0.0.1", Some(backends)).await
     }
 
     pub(crate) fn server(&self, hub: &str, user: &str, name: &str) -> String {

@@ -2,43 +2,91 @@
 
 use std::time::Duration;
 
-use crate::house::{House, Reach, SOON};
+use crate::house::{House, Reach, SOON, both_ways};
 use crate::server::{Scripted, Server};
 
 const DIRECT: Reach = Reach::Direct;
 
-#[tokio::test]
-async fn an_http_1_0_client_gets_no_chunks_and_an_end() {
-    let server = Scripted::saying(
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
-    );
-    let house = House::with(DIRECT, server.socket.clone()).await;
-    let reply = house.told("GET /user/ada/ HTTP/1.0\r\n\r\n").await;
-    assert!(reply.starts_with("HTTP/1.0 200 OK\r\n"), "{reply}");
-    assert!(!reply.to_lowercase().contains("transfer-encoding"), "{reply}");
-    assert!(reply.ends_with("\r\n\r\nabcde"), "{reply}");
-}
-
-#[tokio::test]
-async fn an_http_1_0_client_may_keep_its_connection() {
-    let server = Server::start();
-    let house = House::with(DIRECT, server.socket.clone()).await;
-    let mut client = house.client().await;
-    for _ in 0..2 {
-        client.send("GET /user/ada/slow HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
-        let head = client.until("\r\n\r\n").await.to_lowercase();
-        assert!(head.contains("connection: keep-alive") && head.contains("content-length: 7"), "{head}");
-        client.until("at last").await;
+both_ways! {
+    async fn an_http_1_0_client_gets_no_chunks_and_an_end(reach) {
+        let server = Scripted::saying(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+        );
+        let house = House::with(reach, server.socket.clone()).await;
+        let reply = house.told("GET /user/ada/ HTTP/1.0\r\n\r\n").await;
+        assert!(reply.starts_with("HTTP/1.0 200 OK\r\n"), "{reply}");
+        assert!(!reply.to_lowercase().contains("transfer-encoding"), "{reply}");
+        assert!(reply.ends_with("\r\n\r\nabcde"), "{reply}");
     }
-}
 
-#[tokio::test]
-async fn an_http_1_0_server_is_understood() {
-    let mut server = Scripted::saying("HTTP/1.0 200 OK\r\nServer: old\r\n\r\nto the end");
-    let house = House::with(DIRECT, server.socket.clone()).await;
-    let reply = house.told("GET /user/ada/ HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
-    assert!(reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains("to the end"), "{reply}");
-    assert!(server.head().await.starts_with("GET /user/ada/ HTTP/1.1\r\n"));
+    async fn an_http_1_0_client_may_keep_its_connection(reach) {
+        let server = Server::start();
+        let house = House::with(reach, server.socket.clone()).await;
+        let mut client = house.client().await;
+        for _ in 0..2 {
+            client.send("GET /user/ada/slow HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+            let head = client.until("\r\n\r\n").await.to_lowercase();
+            assert!(head.contains("connection: keep-alive") && head.contains("content-length: 7"), "{head}");
+            client.until("at last").await;
+        }
+    }
+
+    async fn an_http_1_0_server_is_understood(reach) {
+        let mut server = Scripted::saying("HTTP/1.0 200 OK\r\nServer: old\r\n\r\nto the end");
+        let house = House::with(reach, server.socket.clone()).await;
+        let reply = house.told("GET /user/ada/ HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
+        assert!(reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains("to the end"), "{reply}");
+        assert!(server.head().await.starts_with("GET /user/ada/ HTTP/1.1\r\n"));
+    }
+
+    async fn expect_waits_for_the_servers_word(reach) {
+        let mut server = Scripted::acting("HTTP/1.1 100 Continue\r\n\r\n", |mut stream| {
+            Box::pin(async move {
+                use tokio::io::{AsyncReadExt, AsyncWriteExt};
+                let mut body = [0; 5];
+                stream.read_exact(&mut body).await.unwrap();
+                let reply =
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{}", String::from_utf8_lossy(&body));
+                stream.write_all(reply.as_bytes()).await.unwrap();
+            })
+        });
+        let house = House::with(reach, server.socket.clone()).await;
+        let mut client = house.client().await;
+        client
+            .send("PUT /user/ada/f HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-Continue\r\n\r\n")
+            .await;
+        client.until("HTTP/1.1 100 Continue\r\n\r\n").await;
+        assert!(server.head().await.to_lowercase().contains("expect: 100-continue"));
+        client.send("hello").await;
+        assert!(client.until("hello").await.starts_with("HTTP/1.1 200 OK"));
+    }
+
+    async fn expect_is_answered_by_the_servers_refusal_without_the_body(reach) {
+        let server =
+            Scripted::saying("HTTP/1.1 413 Too Much\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno");
+        let house = House::with(reach, server.socket.clone()).await;
+        let mut client = house.client().await;
+        client
+            .send(
+                "PUT /user/ada/f HTTP/1.1\r\nHost: h\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n",
+            )
+            .await;
+        let reply = client.rest().await;
+        assert!(reply.starts_with("HTTP/1.1 413 ") && reply.ends_with("no"), "{reply}");
+    }
+
+    async fn a_body_is_sent_when_the_server_knows_no_expect(reach) {
+        let server = Scripted::acting("", |mut stream| {
+            Box::pin(async move {
+                use tokio::io::{AsyncReadExt, AsyncWriteExt};
+                stream.read_exact(&mut [0; 5]).await.unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            })
+        });
+        let house = House::with(reach, server.socket.clone()).await;
+        let request = "PUT /user/ada/f HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\nhello";
+        assert!(house.told(request).await.ends_with("\r\n\r\nok"));
+    }
 }
 
 #[tokio::test]
@@ -59,58 +107,6 @@ async fn responses_without_a_body_have_none() {
     }
     client.send("GET /user/ada/slow HTTP/1.1\r\nHost: h\r\n\r\n").await;
     client.until("at last").await; // nothing was left over in between
-}
-
-#[tokio::test]
-async fn expect_waits_for_the_servers_word() {
-    let mut server = Scripted::acting("HTTP/1.1 100 Continue\r\n\r\n", |mut stream| {
-        Box::pin(async move {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            let mut body = [0; 5];
-            stream.read_exact(&mut body).await.unwrap();
-            let reply =
-                format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{}", String::from_utf8_lossy(&body));
-            stream.write_all(reply.as_bytes()).await.unwrap();
-        })
-    });
-    let house = House::with(DIRECT, server.socket.clone()).await;
-    let mut client = house.client().await;
-    client
-        .send("PUT /user/ada/f HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-Continue\r\n\r\n")
-        .await;
-    client.until("HTTP/1.1 100 Continue\r\n\r\n").await;
-    assert!(server.head().await.to_lowercase().contains("expect: 100-continue"));
-    client.send("hello").await;
-    assert!(client.until("hello").await.starts_with("HTTP/1.1 200 OK"));
-}
-
-#[tokio::test]
-async fn expect_is_answered_by_the_servers_refusal_without_the_body() {
-    let server =
-        Scripted::saying("HTTP/1.1 413 Too Much\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno");
-    let house = House::with(DIRECT, server.socket.clone()).await;
-    let mut client = house.client().await;
-    client
-        .send(
-            "PUT /user/ada/f HTTP/1.1\r\nHost: h\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n",
-        )
-        .await;
-    let reply = client.rest().await;
-    assert!(reply.starts_with("HTTP/1.1 413 ") && reply.ends_with("no"), "{reply}");
-}
-
-#[tokio::test]
-async fn a_body_is_sent_when_the_server_knows_no_expect() {
-    let server = Scripted::acting("", |mut stream| {
-        Box::pin(async move {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            stream.read_exact(&mut [0; 5]).await.unwrap();
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-        })
-    });
-    let house = House::with(DIRECT, server.socket.clone()).await;
-    let request = "PUT /user/ada/f HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\nhello";
-    assert!(house.told(request).await.ends_with("\r\n\r\nok"));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use glidepath_api_types::agent::{EndCause, Phase};
+use glidepath_api_types::agent::{EndCause, Phase, Usage};
 use glidepath_domain::backend::{Backend as _, JobEnd, JobState, ServerAddress};
 use glidepath_domain::run::{EndReason, State};
 use glidepath_testkit::backend::FakeBackend;
@@ -13,6 +13,7 @@ use secrecy::ExposeSecret as _;
 
 use super::house::{Agent, House, LONG, Plan, Server, attempt, ended, hub, key};
 use crate::arrivals::routes::Found;
+use crate::spawn::UsedSoFar;
 
 async fn ready(backend: &FakeBackend) -> (House, Agent) {
     let house = House::with(backend).await;
@@ -353,6 +354,12 @@ async fn a_server_that_outlives_its_walltime_is_ended_by_the_service() {
 async fn usage_is_shown_and_reports_of_phases_change_no_ready_state() {
     let backend = FakeBackend::accepting();
     let (house, agent) = ready(&backend).await;
+    assert_eq!(house.view("ada").usage, None);
+    for (cpu_s, memory_bytes) in [(1.5, 200), (2.5, 100)] {
+        agent.used(Usage { cpu_s, memory_bytes, memory_peak_bytes: 300, gpus: vec![] }).await;
+        let shown = Some(UsedSoFar { cpu_s, memory_bytes, memory_peak_bytes: 300 });
+        until(LONG, "the usage is shown", || async { house.view("ada").usage == shown }).await;
+    }
     agent.reports(Phase::Starting, &["it repeats itself"]).await;
     holds(Duration::from_millis(300), "it stays", || async { house.view("ada").state == State::Ready }).await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use glidepath_api_types::agent::{
     DialFile, EndCause, FromAgent, LaunchOrder, ListenOn, PURPOSE_CONTROL, Phase, Report, ServerEnd, ToAgent,
-    Trust,
+    Trust, Usage,
 };
 use glidepath_domain::backend::JobEnd;
 use glidepath_domain::names::{
@@ -298,6 +298,13 @@ impl Agent {
             }
         });
         Self { _link: link, said, orders, end, _tasks: tasks }
+    }
+
+    /// Tells what its server used, in the phase in which it is ready.
+    pub(super) async fn used(&self, usage: Usage) {
+        let FromAgent::Report(mut told) = report(Phase::Listening, &[]);
+        told.usage = Some(usage);
+        self.said.send(FromAgent::Report(told)).await.unwrap();
     }
 
     pub(super) async fn reports(&self, phase: Phase, last_lines: &[&str]) {

@@ -279,13 +279,24 @@ async fn a_start_while_the_last_run_stops_waits_for_its_end() {
 #[tokio::test]
 async fn jobs_that_no_run_wants_are_removed_and_only_when_the_store_answers() {
     let backend = FakeBackend::queueing();
-    let stray = attempt(RunId::from_parts(5, 5), 1);
-    let label = JobLabel { key: key("eve"), attempt: stray };
-    let resources = order("eve", "x").request.resources;
-    let spec = JobSpec { label, resources, dial_file: SecretString::from("{}"), grace_s: 1 };
-    backend.submit(&spec).await.unwrap();
-    let _house = House::with(&backend).await;
-    until(LONG, "the stray is cancelled", || async { !backend.cancels(stray).is_empty() }).await;
+    let stray = |n: u64| attempt(RunId::from_parts(n, n.into()), 1);
+    let submit = async |attempt| {
+        let label = JobLabel { key: key("eve"), attempt };
+        let resources = order("eve", "x").request.resources;
+        let spec = JobSpec { label, resources, dial_file: SecretString::from("{}"), grace_s: 1 };
+        backend.submit(&spec).await.unwrap();
+    };
+    submit(stray(5)).await;
+    let house = House::with(&backend).await;
+    until(LONG, "the stray is cancelled", || async { !backend.cancels(stray(5)).is_empty() }).await;
+
+    house.start("ada").await; // one that runs keeps the site looked at
+    house.reaches("ada", State::Queued).await;
+    house.store.close().await;
+    submit(stray(6)).await;
+    let before = backend.lists();
+    until(LONG, "it is seen a few times", || async { backend.lists() > before + 3 }).await;
+    assert!(backend.cancels(stray(6)).is_empty(), "nobody knows whether it is wanted");
 }
 
 #[tokio::test]
