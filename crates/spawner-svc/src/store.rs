@@ -2,7 +2,8 @@
 //!
 //! In: rows that `spawn` and `arrivals` made. Out: the same rows, and every event in the order of its id. One task
 //! writes, many changes per transaction, each in a savepoint of its own; whoever asked for a change hears of it after
-//! the commit is on disk. Readers have a small pool. Queries are written so that PostgreSQL can serve the same.
+//! the commit is on disk. Readers have a small pool. Queries are written so that PostgreSQL can serve the same; only
+//! SQLite knows how the database is opened, `BEGIN IMMEDIATE`, the log's checkpoint, and in the tables AUTOINCREMENT and BLOB.
 //! Not here: what a run's record means.
 
 use std::path::{Path, PathBuf};
@@ -136,7 +137,7 @@ pub enum Bound {
 /// One event as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRow {
-    /// Grows by one per event, over all Hubs.
+    /// Grows with every event, over all Hubs; not every number is an event's.
     pub id: u64,
     /// The Hub that may hear it.
     pub hub: Arc<str>,
