@@ -75,7 +75,7 @@ async def test_a_server_lives_through_hubs_and_outages(hub, service):
     assert service.servers[KEY]["state"] == "ended"
 
 
-#: A page that shows the state asks at the worst moment: between the end of a start and what the Hub does with its token.
+#: A page that shows the state asks at the worst moment: after a start, before what the Hub does with its token.
 CURIOUS_PAGE = """
 from jupyterhub_glidepath.spawner import GlidepathSpawner
 class Watched(GlidepathSpawner):
