@@ -51,9 +51,9 @@ pub fn parse_stat(line: &str) -> Option<Process> {
     })
 }
 
-/// One process; `None` when it is gone.
+/// One process; `None` when it is gone. Its name may be no UTF-8: a process chooses it, and the kernel cuts it anywhere.
 pub fn look(pid: i32) -> Option<Process> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
 }
 
 /// Everything that runs on this machine, as far as this account may see. Reads many small files: not for a runtime

@@ -1,5 +1,6 @@
 //! How servers end, and that nothing stays.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use glidepath_api_types::agent::{EXIT_SERVER_ENDED, EndCause, Phase};
@@ -116,18 +117,29 @@ async fn a_second_stop_shortens_the_grace() {
 
 #[tokio::test]
 async fn a_daemonised_grandchild_does_not_survive() {
+    no_daemon_survives("").await;
+}
+
+#[tokio::test]
+async fn a_daemon_whose_name_is_no_text_does_not_survive() {
+    no_daemon_survives(r"printf '\''\344'\'' > /proc/$$/comm;").await;
+}
+
+async fn no_daemon_survives(begins: &str) {
     let mut home = Home::open().await;
     let mut job = Job::start(home.address);
     let mut control = home.control().await;
     // Two sessions away, its parent gone, its label dropped, deaf to SIGTERM.
-    let daemon = "setsid -f env -i PATH=\"$PATH\" sh -c 'trap \"\" TERM; echo $$ > daemon.txt; while :; do sleep 0.05; done'";
+    let daemon = format!(
+        "setsid -f env -i PATH=\"$PATH\" sh -c 'trap \"\" TERM; {begins} echo $$ > daemon.txt; while :; do sleep 0.05; done'"
+    );
     control
         .launch(script(&format!("{daemon}; while [ ! -s daemon.txt ]; do sleep 0.01; done; exit 0")))
         .await;
     let daemon: i32 = job.written("daemon.txt").await.trim().parse().unwrap();
     let (end, _) = control.ended().await;
     assert_eq!(end.exit_code, Some(0));
-    assert!(glidepath_agent::processes::look(daemon).is_none(), "gone before home is told");
+    assert!(!Path::new("/proc").join(daemon.to_string()).exists(), "gone before home is told");
     assert_eq!(job.exit().await, 0);
 }
 
