@@ -69,7 +69,8 @@ pub(crate) fn lives(id: &ProcessId, boot: &str) -> io::Result<bool> {
     Ok(stat(id.pid)?.is_some_and(|stat| stat.started == id.started && !stat.is_dead()))
 }
 
-/// All living processes, those of other accounts too. An environment that may not be read carries no labels.
+/// All living processes, those of other accounts too where they may be seen. An environment that may not be read carries
+/// no labels.
 pub(crate) fn all() -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -166,23 +167,20 @@ impl Stat {
     }
 }
 
-/// `None` when there is no such process.
+/// `None` when there is no such process, or when a /proc mounted with `hidepid` closes it to this account: then it is none
+/// of ours. The file is read once, so that a process that ends meanwhile is either there or gone; its name may be no
+/// UTF-8, as a process chooses it and the kernel cuts it anywhere.
 fn stat(pid: i32) -> io::Result<Option<Stat>> {
-    match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(text) => parse_stat(&text)
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(line) => parse_stat(&String::from_utf8_lossy(&line))
             .map(Some)
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not in its known form"))),
-        Err(why)
-            if why.kind() == io::ErrorKind::NotFound || why.raw_os_error() == Some(Errno::ESRCH as i32) =>
-        {
-            Ok(None)
+        Err(why) => {
+            let gone =
+                why.kind() == io::ErrorKind::NotFound || why.raw_os_error() == Some(Errno::ESRCH as i32);
+            let hidden = why.kind() == io::ErrorKind::PermissionDenied;
+            if gone || hidden { Ok(None) } else { Err(why) }
         }
-        // A name that is no UTF-8: the process chose it, and its number still counts.
-        Err(why) if why.kind() == io::ErrorKind::InvalidData => {
-            let bytes = fs::read(format!("/proc/{pid}/stat"))?;
-            Ok(parse_stat(&String::from_utf8_lossy(&bytes)))
-        }
-        Err(why) => Err(why),
     }
 }
 
@@ -234,6 +232,24 @@ mod tests {
         let stat = parse_stat(text).unwrap();
         assert_eq!((stat.state, stat.parent, stat.session, stat.started), ('S', 7, 9, 4242));
         assert!(parse_stat("12 (a) S 7").is_none());
+    }
+
+    #[test]
+    fn a_process_whose_name_is_no_text_is_one_like_any_other() {
+        let program = "printf '\\344' > /proc/$$/comm; exec 1>&-; read -r line";
+        let mut child = std::process::Command::new("/bin/sh");
+        child.args(["-c", program]).env(ATTEMPT, format!("{RUN}-3"));
+        child.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        io::Read::read_to_end(child.stdout.as_mut().unwrap(), &mut Vec::new()).unwrap(); // it has its name
+        let pid = i32::try_from(child.id()).unwrap();
+        let name = fs::read(format!("/proc/{pid}/comm")).unwrap();
+        let seen = all().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(name, b"\xe4\n");
+        let seen = seen.iter().find(|process| process.pid == pid).unwrap();
+        assert_eq!(seen.labels.as_ref().map(|labels| labels.attempt), Some(attempt(3)));
     }
 
     #[test]
