@@ -26,8 +26,12 @@ pub(crate) struct ProcessBench {
     backend: Option<Arc<ProcessBackend>>,
 }
 
-pub(crate) fn is_root() -> bool {
+fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+pub(crate) fn needs_root() {
+    assert!(is_root(), "this test needs root: run it as root");
 }
 
 impl ProcessBench {

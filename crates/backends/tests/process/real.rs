@@ -11,7 +11,7 @@ use glidepath_domain::backend::{Backend, CancelHow, JobEnd, JobLabel, JobSpec, J
 use glidepath_testkit::wait;
 use secrecy::SecretString;
 
-use crate::bench::{FIRST_ACCOUNT, ProcessBench, is_root};
+use crate::bench::{FIRST_ACCOUNT, ProcessBench, needs_root};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -86,19 +86,18 @@ fn status(pid: i32, field: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_runs_as_the_users_account_and_nothing_more() {
+    needs_root();
     let bench = ProcessBench::with_agent(&agent(), "");
     let spec = dialling(&bench, "ada");
     bench.process().submit(&spec).await.unwrap();
     let pid = running(&bench, &spec.label).await;
     let proc = PathBuf::from(format!("/proc/{pid}"));
-    if is_root() {
-        let account = FIRST_ACCOUNT.to_string();
-        assert_eq!(status(pid, "Uid"), vec![account.clone(); 4]);
-        assert_eq!(status(pid, "Gid"), vec![account; 4]);
-        assert_eq!(status(pid, "Groups"), Vec::<String>::new());
-        assert_eq!(status(pid, "CapEff"), ["0000000000000000"]);
-        assert_eq!(status(pid, "NoNewPrivs"), ["1"]);
-    }
+    let account = FIRST_ACCOUNT.to_string();
+    assert_eq!(status(pid, "Uid"), vec![account.clone(); 4]);
+    assert_eq!(status(pid, "Gid"), vec![account; 4]);
+    assert_eq!(status(pid, "Groups"), Vec::<String>::new());
+    assert_eq!(status(pid, "CapEff"), ["0000000000000000"]);
+    assert_eq!(status(pid, "NoNewPrivs"), ["1"]);
     assert_eq!(fs::read_link(proc.join("cwd")).unwrap(), bench.home(&spec.label.key));
     let stat = fs::read_to_string(proc.join("stat")).unwrap();
     let session = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
@@ -139,9 +138,7 @@ async fn the_agent_lives_on_when_the_service_restarts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_far_site_is_in_its_own_network() {
-    if !is_root() {
-        return;
-    }
+    needs_root();
     let network = Network::new();
     let bench =
         ProcessBench::with_agent(&agent(), &format!("network_namespace = '{}'", network.path().display()));
