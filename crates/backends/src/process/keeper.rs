@@ -221,14 +221,13 @@ impl Keeper {
             if self.kill_all(job.attempt, None, Some(job.account.uid))? > 0 {
                 return Err(BackendError::Unknown(format!("processes of the job {} still end", job.attempt)));
             }
+            // Before the folder: as long as that is there, the job is listed and somebody tries again.
+            self.remove_cgroup(job.attempt)?;
             let moved = self.put_apart(&job);
             let moved = moved.map_err(|why| unknown("the job's folder cannot be removed", &why))?;
             apart = Some((moved, job.outer_socket_dir()));
-        }
-        if let Some(cgroups) = &self.cgroups {
-            cgroups
-                .remove(label.attempt)
-                .map_err(|why| unknown("the job's cgroup cannot be removed", &why))?;
+        } else {
+            self.remove_cgroup(label.attempt)?;
         }
         self.children.forget(label.attempt);
         drop(turn); // a job may have left millions of files: nobody else waits for their end
@@ -236,6 +235,11 @@ impl Keeper {
             remove_apart(&folder, outer.as_deref());
         }
         Ok(())
+    }
+
+    fn remove_cgroup(&self, attempt: Attempt) -> Result<(), BackendError> {
+        let Some(cgroups) = &self.cgroups else { return Ok(()) };
+        cgroups.remove(attempt).map_err(|why| unknown("the job's cgroup cannot be removed", &why))
     }
 
     /// Moves the folder away in one step, so that a crash before it is removed leaves no half job. The next start of

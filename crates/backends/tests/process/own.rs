@@ -242,25 +242,51 @@ async fn without_a_cgroup_the_limits_are_the_processes_own_and_the_operator_is_t
     assert_eq!(limit("Max data size"), ["268435456", "268435456"]);
 }
 
+/// The job's groups, at least one.
+fn job_groups(bench: &ProcessBench, label: &JobLabel) -> Vec<PathBuf> {
+    let id: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(bench.root().join("id")).unwrap()).unwrap();
+    let groups = cgroups(id["id"].as_str().unwrap()).into_iter();
+    let groups: Vec<PathBuf> = groups.map(|group| group.join(label.attempt.to_string())).collect();
+    assert!(!groups.is_empty());
+    groups
+}
+
 /// A process of the job that hides its label and its session is still in the job's cgroup.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_hides_the_label_is_found_by_the_cgroup() {
     let bench = ProcessBench::new(MUST_HAVE_CGROUP);
     let spec = running(&bench, "ada", Manner::Calm, "s").await;
-    let id: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(bench.root().join("id")).unwrap()).unwrap();
-    let groups = cgroups(id["id"].as_str().unwrap());
-    assert!(!groups.is_empty());
     let mut hidden = Command::new("/usr/bin/setsid");
     let mut hidden = hidden.args(["--fork", "--wait", "/bin/sleep", "77"]).env_clear().spawn().unwrap();
-    for group in groups {
-        let procs = group.join(spec.label.attempt.to_string()).join("cgroup.procs");
-        fs::write(procs, hidden.id().to_string()).unwrap();
+    for group in job_groups(&bench, &spec.label) {
+        fs::write(group.join("cgroup.procs"), hidden.id().to_string()).unwrap();
     }
     bench.process().cancel(&spec.label, CancelHow::Now).await.unwrap();
     end(&bench, &spec.label).await;
     let ended = tokio::task::spawn_blocking(move || hidden.wait().unwrap());
     tokio::time::timeout(SOON, ended).await.expect("the hidden process lives").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_cgroup_stays_is_not_forgotten() {
+    let bench = ProcessBench::new(MUST_HAVE_CGROUP);
+    let spec = running(&bench, "ada", Manner::Calm, "s").await;
+    let group = job_groups(&bench, &spec.label).remove(0);
+    let inner = group.join("inner");
+    fs::create_dir(&inner).unwrap();
+    let mut lodger = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+    fs::write(inner.join("cgroup.procs"), lodger.id().to_string()).unwrap();
+    bench.process().cancel(&spec.label, CancelHow::Now).await.unwrap();
+    end(&bench, &spec.label).await;
+    let told = bench.process().forget(&spec.label).await;
+    let still = state(&bench, &spec.label).await;
+    lodger.kill().unwrap();
+    lodger.wait().unwrap();
+    assert!(matches!(&told, Err(BackendError::Unknown(why)) if why.contains("cgroup")), "{told:?}");
+    assert!(matches!(still, Some(JobState::Ended(_))), "{still:?}");
+    wait::until(SOON, "it is forgotten", async || bench.process().forget(&spec.label).await.is_ok()).await;
+    assert_eq!(bench.remains(&spec.label).await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
