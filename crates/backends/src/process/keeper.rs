@@ -346,10 +346,13 @@ impl Keeper {
             return Ok(true);
         }
         let mut end = self.children.end_of(job.attempt).unwrap_or_else(readback::unseen_end);
-        if self.cgroups.as_ref().is_some_and(|cgroups| cgroups.ran_out_of_memory(job.attempt)) {
-            end.detail = Some("a process was ended because the memory of the job was used up".to_owned());
-        } else if end.exit_code.is_some_and(|code| code != 0) {
-            end.detail = readback::last_line(&self.root.job(job.attempt).join(super::start::LOG));
+        // A job that lost one process and ended well later did not end of that.
+        if end.exit_code != Some(0) {
+            if self.cgroups.as_ref().is_some_and(|cgroups| cgroups.ran_out_of_memory(job.attempt)) {
+                end.detail = Some("a process was ended because the memory of the job was used up".to_owned());
+            } else if end.exit_code.is_some() {
+                end.detail = readback::last_line(&self.root.job(job.attempt).join(super::start::LOG));
+            }
         }
         self.end(job, end);
         Ok(false)

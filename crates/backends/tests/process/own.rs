@@ -229,6 +229,19 @@ async fn a_job_that_takes_more_memory_than_it_asked_for_is_ended_and_told_why() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_lost_a_process_to_its_memory_and_ended_well_is_told_to_have_ended_well() {
+    let bench = ProcessBench::new(MUST_HAVE_CGROUP);
+    let mut spec = bench.spec(&key("ada"), Manner::Calm, "s");
+    spec.dial_file = SecretString::from(r#"{"manner": "calm", "child_hog_mb": 600}"#);
+    bench.process().submit(&spec).await.unwrap();
+    let hog = bench.home(&spec.label.key).join(format!("hog-{}", spec.label.attempt));
+    wait::until(SOON, "the hog was ended", async || fs::read(&hog).is_ok_and(|how| how == b"9\n")).await;
+    bench.process().cancel(&spec.label, CancelHow::Kindly).await.unwrap();
+    let end = end(&bench, &spec.label).await;
+    assert_eq!(end, JobEnd { exit_code: Some(0), signal: None, detail: None });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_cgroup_the_limits_are_the_processes_own_and_the_operator_is_told() {
     let bench = ProcessBench::new("cgroup = 'off'");
     let warned = bench.process().warnings().iter().any(|warning| warning.contains("no cgroup"));

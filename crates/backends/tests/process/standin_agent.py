@@ -88,6 +88,11 @@ def child(home, deaf, own_way):
     os._exit(0)
 
 
+def take(megabytes):
+    memory = bytearray(megabytes * 1024 * 1024)
+    memory[::4096] = b"x" * len(memory[::4096])
+
+
 def run(words):
     given = dict(zip(words[::2], words[1::2], strict=True))
     home = given["--home"]
@@ -120,10 +125,13 @@ def run(words):
     note(home, "pids", os.getpid())
     note(home, "agent", os.getpid())
     note(home, "starts", "start")
-    hog = dial.get("hog_mb", 0)
-    if hog:
-        memory = bytearray(hog * 1024 * 1024)
-        memory[::4096] = b"x" * len(memory[::4096])
+    if "child_hog_mb" in dial:
+        hog = os.fork()
+        if not hog:
+            take(dial["child_hog_mb"])
+            os._exit(0)
+        note(home, "hog", os.waitpid(hog, 0)[1])
+    take(dial.get("hog_mb", 0))
     time.sleep(600)
 
 
