@@ -31,6 +31,7 @@ mod start;
 mod submit;
 mod tree;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub struct Unusable(pub Vec<String>);
 pub struct ProcessBackend {
     keeper: Arc<Keeper>,
     warnings: Vec<String>,
+    /// What an earlier service was making or removing, until the pump starts.
+    leftovers: Mutex<Vec<PathBuf>>,
     pump: Mutex<Option<JoinSet<()>>>,
 }
 
@@ -78,6 +81,10 @@ impl ProcessBackend {
         let root = WorkRoot::open(&config.work_root, &config.agent, config.switches_accounts())
             .map_err(|why| Unusable(vec![why]))?;
         let mut wrong = Vec::new();
+        let leftovers = root.leftovers().unwrap_or_else(|why| {
+            wrong.push(format!("the work root {} cannot be read: {why}", root.path().display()));
+            Vec::new()
+        });
         if let Some(namespace) = config.network_namespace.as_ref().filter(|namespace| !namespace.exists()) {
             wrong.push(format!("there is no network namespace {}", namespace.display()));
         }
@@ -116,7 +123,7 @@ impl ProcessBackend {
             turn: Default::default(),
             failpoint: Failpoint::default(),
         });
-        let backend = Self { keeper, warnings, pump: Mutex::new(None) };
+        let backend = Self { keeper, warnings, leftovers: Mutex::new(leftovers), pump: Mutex::new(None) };
         if tokio::runtime::Handle::try_current().is_ok() {
             backend.wake_pump();
         }
@@ -136,12 +143,15 @@ impl ProcessBackend {
         self.keeper.failpoint.set(moment);
     }
 
-    /// Starts the task that gives jobs their turn, once.
+    /// Starts the task that gives jobs their turn and the one that clears up, once.
     fn wake_pump(&self) {
         let mut pump = self.pump.lock().unwrap_or_else(PoisonError::into_inner);
         pump.get_or_insert_with(|| {
             let mut tasks = JoinSet::new();
             tasks.spawn(run_pump(Arc::downgrade(&self.keeper), self.keeper.wake.clone()));
+            let leftovers =
+                self.leftovers.lock().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default();
+            tasks.spawn(clear_up(leftovers));
             tasks
         });
     }
@@ -159,6 +169,13 @@ impl ProcessBackend {
             Ok(Err(_)) => Err(BackendError::Unknown(format!("{what} broke off"))),
             Err(_) => Err(BackendError::Unknown(format!("{what} took longer than {} s", CALL_MAX.as_secs()))),
         }
+    }
+}
+
+/// Removes leftovers one by one: they may be millions of files, and no job waits for that.
+async fn clear_up(leftovers: Vec<PathBuf>) {
+    for leftover in leftovers {
+        let _ = spawn_blocking(move || root::clear(&leftover)).await;
     }
 }
 

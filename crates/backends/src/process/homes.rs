@@ -133,29 +133,22 @@ pub(crate) fn ensure(template: &HomeTemplate, home: &Path, account: &Account) ->
     }
 }
 
-/// Removes a home for good, if it is this account's. Follows no link, and succeeds when there is none. A folder of
-/// somebody else that happens to lie where this user's home would be is not touched.
-pub(crate) fn remove(
+/// True when there is a home to remove and it is this account's; no link is followed. A folder of somebody else that
+/// happens to lie where this user's home would be is refused.
+pub(crate) fn removes(
     home: &Path,
     account: impl FnOnce() -> Result<Account, BackendError>,
-) -> Result<(), BackendError> {
-    let unknown =
-        |why: io::Error| BackendError::Unknown(format!("the home {} cannot be used: {why}", home.display()));
+) -> Result<bool, BackendError> {
     match fs::symlink_metadata(home) {
-        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(why) => return Err(unknown(why)),
-        Ok(found) if found.uid() != account()?.uid && !is_empty(home) => {
-            return Err(BackendError::Refused(format!(
-                "the home {} belongs to the account {} and is not removed",
-                home.display(),
-                found.uid()
-            )));
-        }
-        Ok(_) => {}
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(why) => Err(BackendError::Unknown(format!("the home {} cannot be used: {why}", home.display()))),
+        Ok(found) if found.uid() != account()?.uid && !is_empty(home) => Err(BackendError::Refused(format!(
+            "the home {} belongs to the account {} and is not removed",
+            home.display(),
+            found.uid()
+        ))),
+        Ok(_) => Ok(true),
     }
-    files::remove_tree(home).map_err(|why| {
-        BackendError::Unknown(format!("the home {} is not wholly removed: {why}", home.display()))
-    })
 }
 
 fn make(home: &Path, account: &Account) -> io::Result<()> {

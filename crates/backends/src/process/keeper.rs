@@ -3,7 +3,7 @@
 //! Everything is read from the job folders and from `/proc` each time; one lock makes it one after the other. All
 //! calls block and belong on a blocking thread. What only lives in memory is how a child of *this* service ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,12 +53,16 @@ pub(crate) struct Turn {
     last_seq: u64,
     /// Submits that are making their folder, and whether somebody cancelled the attempt meanwhile.
     in_hand: BTreeMap<Attempt, InHand>,
+    /// Homes whose files are being removed, out of turn.
+    removing: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug, Default)]
 struct InHand {
     submits: usize,
     cancelled: bool,
+    /// The home that these submits make or found, when it is one that could be removed meanwhile.
+    home: Option<PathBuf>,
 }
 
 /// The jobs after a look at them.
@@ -77,7 +81,9 @@ impl Keeper {
             if let Some(there) = self.existing(&spec.label)? {
                 return Ok(there);
             }
-            turn.in_hand.entry(attempt).or_default().submits += 1;
+            let in_hand = turn.in_hand.entry(attempt).or_default();
+            in_hand.submits += 1;
+            in_hand.home = self.config.homes.removable(&spec.label.key).ok();
         }
         let prepared = prepare(spec, &self.config, &self.root, &self.book);
         let mut turn = self.turn()?;
@@ -276,16 +282,32 @@ impl Keeper {
         })
     }
 
-    /// Removes a user's home, unless a server there may still use it.
+    /// Removes a user's home, unless a server there may still use it. It is moved away in one step: its files may be
+    /// millions, and nobody else waits for their end.
     pub(crate) fn delete_home(&self, key: &ServerKey) -> Result<(), BackendError> {
         let home = self.config.homes.removable(key)?;
-        let _turn = self.turn()?;
-        let used =
+        let mut turn = self.turn()?;
+        let mut used = turn.in_hand.values().any(|in_hand| in_hand.home.as_ref() == Some(&home));
+        used |=
             self.read_jobs()?.iter().any(|job| job.home == home && !matches!(job.phase, Phase::Ended { .. }));
         if used {
             return Err(BackendError::Refused("a server of this user is still running here".to_owned()));
         }
-        homes::remove(&home, || self.book.account(key))
+        let stays = |why: io::Error| {
+            BackendError::Unknown(format!("the home {} is not wholly removed: {why}", home.display()))
+        };
+        let moved = if homes::removes(&home, || self.book.account(key))? {
+            Some(self.root.put_home_apart(&home).map_err(stays)?)
+        } else {
+            None
+        };
+        if !turn.removing.insert(home.clone()) {
+            return Err(BackendError::Unknown(format!("the home {} is still being removed", home.display())));
+        }
+        drop(turn);
+        let removed = self.root.remove_homes_apart(&home, moved);
+        self.turn()?.removing.remove(&home);
+        removed.map_err(stays)
     }
 
     /// Brings one job's record in line with the world. True while it is on its way to an end.

@@ -4,7 +4,8 @@
 //! id                          which root this is, and the key of its marks      0600
 //! lock                        held by the backend that works here
 //! bin/glidepath-agent-<hash>  the agent, by content                             0755
-//! staging/                    jobs that are being made; emptied at every start
+//! staging/                    jobs that are being made or removed, and notes of homes that are removed; emptied by the
+//!                             next service
 //! jobs/<attempt>/job.json     the record                                        0600, the service's
 //!               /agent.log    what the agent wrote                              0600, the service's
 //!               /own/         the job's: dial.json and the socket's folder      0700, the account's
@@ -29,6 +30,11 @@ use super::record::Record;
 /// Longest path of a socket's folder, so that the socket in it stays below the 108 bytes of the kernel.
 const SOCKET_DIR_MAX_BYTES: usize = 85;
 
+/// Begins the name of a home that was moved away; no user's slug has a dot.
+const APART_PREFIX: &str = ".glidepath-removed-";
+/// Begins the name of the note about it.
+const HOME_NOTE_PREFIX: &str = "home-";
+
 /// An open work root.
 #[derive(Debug)]
 pub(crate) struct WorkRoot {
@@ -46,6 +52,14 @@ struct Identity {
     key: String,
 }
 
+/// A home on its way to nothing.
+#[derive(Debug, Serialize, Deserialize)]
+struct HomeApart {
+    home: PathBuf,
+    /// Where it was moved to, beside its old place.
+    apart: PathBuf,
+}
+
 impl WorkRoot {
     /// Opens the root, making what is missing. `Err` is one sentence.
     pub(crate) fn open(path: &Path, agent: &Path, switches_accounts: bool) -> Result<Self, String> {
@@ -59,7 +73,6 @@ impl WorkRoot {
             files::make_folders(&path.join(part), mode).map_err(unusable)?;
         }
         let identity = identity(path).map_err(|why| format!("{shown}/id cannot be used: {why}"))?;
-        clear_staging(&path.join("staging")).map_err(unusable)?;
         let agent = copy_agent(agent, &path.join("bin"))?;
         remove_old_agents(path, &agent).map_err(unusable)?;
         Ok(Self { path: path.to_owned(), identity, agent, _lock: lock })
@@ -85,6 +98,37 @@ impl WorkRoot {
     /// A fresh name for a job that is being made.
     pub(crate) fn staging(&self, attempt: Attempt) -> PathBuf {
         self.path.join("staging").join(format!("{attempt}.{}", files::random_hex::<4>()))
+    }
+
+    /// What a killed service was making or removing: to be read before anything is made, and given to [`clear`].
+    pub(crate) fn leftovers(&self) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(self.path.join("staging"))?.map(|entry| Ok(entry?.path())).collect()
+    }
+
+    /// Moves a home away in one step; returns its new place, beside the old one. It is noted first, so that another
+    /// service can go on. On a full disk there is no note: it is there that homes must go.
+    pub(crate) fn put_home_apart(&self, home: &Path) -> io::Result<PathBuf> {
+        let apart = home.with_file_name(format!("{APART_PREFIX}{}", files::random_hex::<8>()));
+        let note = self.path.join("staging").join(format!("{HOME_NOTE_PREFIX}{}", files::random_hex::<8>()));
+        let text = serde_json::to_vec(&HomeApart { home: home.to_owned(), apart: apart.clone() })?;
+        if let Err(why) = files::write_new(&note, &text, 0o600) {
+            tracing::warn!(home = %home.display(), "a home is removed without a note of it: {why}");
+        }
+        fs::rename(home, &apart).inspect_err(|_| drop(files::remove_file(&note)))?;
+        home.parent().map_or(Ok(()), files::sync_folder)?;
+        Ok(apart)
+    }
+
+    /// Removes what was moved away of this home, also by an earlier call that did not come to its end.
+    pub(crate) fn remove_homes_apart(&self, home: &Path, moved: Option<PathBuf>) -> io::Result<()> {
+        moved.as_deref().map_or(Ok(()), files::remove_tree)?;
+        for path in self.leftovers()? {
+            if let Some(note) = HomeApart::read(&path).filter(|note| note.home == *home) {
+                files::remove_tree(&note.apart)?;
+                files::remove_file(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// The socket's folder inside the job's, if its path is short enough.
@@ -181,18 +225,26 @@ fn identity(root: &Path) -> io::Result<Identity> {
     }
 }
 
-/// Removes what a killed service was making or removing. What cannot be removed is in nobody's way.
-fn clear_staging(staging: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(staging)? {
-        let folder = entry?.path();
-        let outer = Record::read(&folder).ok().and_then(|record| record.outer_socket_dir());
-        let removed =
-            outer.map_or(Ok(()), |outer| files::remove_tree(&outer)).and(files::remove_tree(&folder));
-        if let Err(why) = removed {
-            tracing::warn!(folder = %folder.display(), "a leftover of an earlier job cannot be removed: {why}");
-        }
+impl HomeApart {
+    /// `None` when the path is no such note.
+    fn read(path: &Path) -> Option<Self> {
+        let is_note = path.file_name()?.to_str()?.starts_with(HOME_NOTE_PREFIX);
+        let text = is_note.then(|| fs::read(path).ok()).flatten()?;
+        let note: Self = serde_json::from_slice(&text).ok()?;
+        note.apart.file_name()?.to_str()?.starts_with(APART_PREFIX).then_some(note)
     }
-    Ok(())
+}
+
+/// Removes one leftover. What cannot be removed is in nobody's way.
+pub(crate) fn clear(leftover: &Path) {
+    let outer = Record::read(leftover).ok().and_then(|record| record.outer_socket_dir());
+    let elsewhere = outer.or_else(|| HomeApart::read(leftover).map(|note| note.apart));
+    let removed = elsewhere
+        .map_or(Ok(()), |elsewhere| files::remove_tree(&elsewhere))
+        .and_then(|()| files::remove_tree(leftover));
+    if let Err(why) = removed {
+        tracing::warn!(leftover = %leftover.display(), "what an earlier service left cannot be removed: {why}");
+    }
 }
 
 /// Copies the agent under a name made of its content, so that a newer service leaves the agents of running jobs alone.

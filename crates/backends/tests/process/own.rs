@@ -337,6 +337,49 @@ async fn forgetting_follows_no_link_of_the_user() {
     assert!(!own.exists() && !bench.home(&spec.label.key).exists());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_answers_while_a_large_home_goes() {
+    let bench = ProcessBench::new("");
+    let spec = bench.spec(&key("ada"), Manner::Exits(0), "s");
+    bench.process().submit(&spec).await.unwrap();
+    end(&bench, &spec.label).await;
+    let home = bench.home(&spec.label.key);
+    for folder in 0..100 {
+        let folder = home.join(folder.to_string());
+        fs::create_dir(&folder).unwrap();
+        (0..400).for_each(|file| fs::write(folder.join(file.to_string()), "").unwrap());
+    }
+    let backend = bench.process();
+    let removed = tokio::spawn(async move { backend.delete_home(&key("ada")).await });
+    wait::until(SOON, "the home is out of the way", async || !home.exists()).await;
+    let another = bench.spec(&key("ada"), Manner::Calm, "s");
+    bench.process().submit(&another).await.unwrap();
+    bench.process().list().await.unwrap();
+    assert!(!removed.is_finished(), "a test that can fail: the home was not large enough");
+    removed.await.unwrap().unwrap();
+    assert_eq!(fs::read_dir(home.parent().unwrap()).unwrap().count(), 1, "the new home and nothing else");
+    assert_eq!(fs::read_dir(bench.root().join("staging")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_service_removes_what_a_killed_one_was_removing() {
+    let mut bench = ProcessBench::new("");
+    bench.stop().await;
+    let homes = bench.root().join("homes/main");
+    let (home, apart) = (homes.join("ada"), homes.join(".glidepath-removed-1"));
+    fs::create_dir_all(apart.join("deep/er")).unwrap();
+    fs::create_dir(&home).unwrap();
+    let staging = bench.root().join("staging");
+    let note = serde_json::json!({ "home": home, "apart": apart });
+    fs::write(staging.join("home-1"), note.to_string()).unwrap();
+    let forged = serde_json::json!({ "home": home, "apart": home });
+    fs::write(staging.join("home-2"), forged.to_string()).unwrap();
+    fs::create_dir_all(staging.join("half-a-job/own")).unwrap();
+    bench.restart().await;
+    wait::until(SOON, "staging is empty", async || fs::read_dir(&staging).unwrap().next().is_none()).await;
+    assert!(!apart.exists() && home.exists());
+}
+
 /// A folder where a user's home would be, of somebody who is not that user.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_belongs_to_another_account_is_not_removed_as_a_users_home() {
