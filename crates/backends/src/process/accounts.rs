@@ -20,8 +20,11 @@ use std::ffi::CString;
 use super::config::{Accounts, account_name};
 use super::{files, homes};
 
-/// Lowest number that mode `user` takes: below live the system's own accounts, which a Hub's user of the same name is not.
+/// Lowest number of people's accounts: below live the system's own, which a Hub's user of the same name is not.
 const PEOPLE_FROM: u32 = 1_000;
+/// The system's again: what Debian and systemd keep for packages and services, `nobody`, and the end of 16 bits. Above live
+/// people again, those of a directory.
+const SYSTEM_AGAIN: std::ops::RangeInclusive<u32> = 60_000..=65_535;
 
 /// Under which account a job runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +71,7 @@ impl AccountBook {
         match &self.rule {
             Accounts::User => {
                 let account = named(key.user.as_str())?;
-                if account.uid < PEOPLE_FROM {
+                if account.uid < PEOPLE_FROM || SYSTEM_AGAIN.contains(&account.uid) {
                     return refused(format!(
                         "{} is an account of the system here; an operator can name it in accounts.map",
                         account.name
@@ -177,13 +180,24 @@ fn named(name: &str) -> Result<Account, BackendError> {
             return Err(BackendError::Unknown(format!("the account {name} cannot be looked up: {why}")));
         }
     };
-    if user.uid.is_root() {
-        return Err(BackendError::Refused(format!("the account {name} is root, and no server runs as root")));
+    if let Some(why) = unfit(&user) {
+        return Err(BackendError::Refused(format!("the account {name} {why}")));
     }
     let groups = groups_of(&user)
         .map_err(|why| BackendError::Unknown(format!("the groups of {name} cannot be looked up: {why}")))?;
     let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
     Ok(Account { uid, gid, groups, name: user.name, home: Some(user.dir), switch: true })
+}
+
+/// Why no server may run under this account, as the end of a sentence.
+pub(crate) fn unfit(user: &User) -> Option<&'static str> {
+    if user.uid.is_root() {
+        Some("is root, and no server runs as root")
+    } else if user.gid.as_raw() == 0 {
+        Some("has root's group for its own, and no server runs with that")
+    } else {
+        None
+    }
 }
 
 fn groups_of(user: &User) -> Result<Vec<u32>, Errno> {
@@ -277,7 +291,16 @@ mod tests {
         assert!(told(Accounts::User, "no-such-user-here").contains("there is no account"));
         assert!(told(Accounts::User, "root").contains("root"));
         assert!(told(Accounts::User, "daemon").contains("account of the system"));
+        assert!(told(Accounts::User, "nobody").contains("account of the system"));
         assert!(told(Accounts::Map(BTreeMap::new()), "ada").contains("has no account at this site"));
+    }
+
+    #[test]
+    fn an_account_with_roots_number_or_group_is_unfit() {
+        let nobody = User::from_name("nobody").unwrap().unwrap();
+        assert_eq!(unfit(&nobody), None);
+        assert!(unfit(&User { gid: Gid::from_raw(0), ..nobody.clone() }).unwrap().contains("group"));
+        assert!(unfit(&User { uid: Uid::from_raw(0), ..nobody }).unwrap().contains("is root"));
     }
 
     #[test]

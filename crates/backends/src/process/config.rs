@@ -11,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{Uid, User};
 use serde::Deserialize;
 
+use super::accounts::unfit;
 use super::homes::HomeTemplate;
 use super::root::closed_above;
 
@@ -366,10 +367,11 @@ fn check_map(map: BTreeMap<String, String>, several_users: bool) -> Result<Accou
     let mut seen = BTreeSet::new();
     for (user, account) in &map {
         match User::from_name(account) {
-            Ok(Some(found)) if found.uid.is_root() => {
-                return Err((KEY, format!("{user:?} is mapped to root, and no server runs as root")));
+            Ok(Some(found)) => {
+                if let Some(why) = unfit(&found) {
+                    return Err((KEY, format!("{user:?} is mapped to {account:?}, which {why}")));
+                }
             }
-            Ok(Some(_)) => {}
             Ok(None) => {
                 return Err((
                     KEY,
@@ -460,7 +462,7 @@ mod tests {
         let shared = check_accounts(Some(AccountsFile::Shared {}), true, true);
         assert!(shared.unwrap_err().1.contains("would run servers as root"));
         let map = BTreeMap::from([("ada".to_owned(), "root".to_owned())]);
-        assert!(check_map(map, true).unwrap_err().1.contains("mapped to root"));
+        assert!(check_map(map, true).unwrap_err().1.contains("which is root"));
         let low = AccountsFile::Range { first: Some(0), count: Some(10) };
         assert!(check_accounts(Some(low), false, true).is_err());
         let wrapped = AccountsFile::Range { first: Some(u32::MAX - 5), count: Some(10) };
