@@ -3,6 +3,9 @@
 //! [`DialFile`] reaches the job as a file. Everything else travels on the link's *control stream*, which the home
 //! end opens with the purpose [`PURPOSE_CONTROL`]: one JSON document per line, both ways. Each message tells a whole
 //! state and may be repeated, so a link that comes back needs no memory of what was said before.
+//!
+//! Neither end refuses a field that it does not know: an agent lives on through updates of its home. A change that an
+//! older one must not pass over is another `version` or another word.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,7 +39,6 @@ pub const EXIT_SERVER_ENDED: i32 = 0;
 
 /// What a job is given: where home is, whom to trust there, and the right to dial once for this attempt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DialFile {
     /// Shape of this file; 1.
     pub version: u32,
@@ -92,7 +94,6 @@ pub enum FromAgent {
 
 /// How to start the server. Holds secrets; sealed wherever it rests.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LaunchOrder {
     /// Program and arguments. `{socket}` in an argument becomes the socket's path.
     pub argv: Vec<String>,
@@ -252,6 +253,19 @@ mod tests {
         assert!(wire.contains("s3cret-token"), "the agent must get it");
         assert!(!format!("{order:?}").contains("s3cret-token"));
         assert!(format!("{order:?}").contains("JUPYTERHUB_API_TOKEN"));
+    }
+
+    #[test]
+    fn a_field_of_a_newer_home_is_passed_over() {
+        let dial = r#"{"version": 1, "home_url": "wss://h/link", "trust": "system_roots", "ticket": "t", "attempt": "a-1",
+            "dial_deadline_s": 1, "absence_limit_s": 1, "new": {"x": [1]}}"#;
+        assert_eq!(serde_json::from_str::<DialFile>(dial).unwrap().attempt, "a-1");
+        let launch = r#"{"type": "launch", "argv": ["x"], "env": {}, "listen": "unix_socket", "hub_url_vars": [],
+            "working_dir": null, "grace_s": 1, "walltime_s": 7, "new": {"x": [1]}}"#;
+        let ToAgent::Launch(order) = serde_json::from_str(launch).unwrap() else {
+            unreachable!("it is a launch")
+        };
+        assert_eq!(order.walltime_s, 7);
     }
 
     #[test]
