@@ -24,9 +24,10 @@ pub const SOCKET_PATH_MAX_BYTES: usize = 100;
 /// Environment variable that names the file of `notice`.
 pub const NOTICE_VAR: &str = "GLIDEPATH_NOTICE_FILE";
 
-/// What the batch system says of the resources it gave; passed on to the server, where the order has none.
-const PASSED_ON: [&str; 4] =
-    ["TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
+/// What the site says of its language, and the batch system of the resources it gave; passed on to the server, where the
+/// order has none.
+const PASSED_ON: [&str; 5] =
+    ["LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
 /// Labels beside [`ATTEMPT_VAR`] by which a backend finds the processes of its jobs.
 const LABELS: [&str; 2] = ["GLIDEPATH_KEY", "GLIDEPATH_MARK"];
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -245,6 +245,7 @@ impl Job {
             .env_clear()
             .env("PATH", path)
             .env("GLIDEPATH_ATTEMPT", label(folder.path()))
+            .env("LANG", "de_DE.UTF-8")
             .env("GLIDEPATH_MARK", "the-mark");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         Job { agent: command.spawn().unwrap(), folder }

@@ -91,6 +91,7 @@ async fn the_servers_environment_is_the_orders_without_the_hubs_address_or_the_t
     assert_eq!(value("JUPYTERHUB_SERVICE_URL"), "http://127.0.0.1:8888/jhub/user/ada/");
     assert_eq!(value("JUPYTERHUB_API_TOKEN"), TOKEN);
     assert_eq!(value("GLIDEPATH_MARK"), "the-mark", "a label of the backend");
+    assert_eq!(value("LANG"), "de_DE.UTF-8", "the site's language");
     assert_eq!(value("HOME"), job.home().to_str().unwrap());
     assert!(!value("USER").is_empty() && !value("PATH").is_empty());
     assert!(!env.contains(TICKET) && !env.contains("hub.example.org"), "{env}");
