@@ -123,6 +123,8 @@ pub struct Given {
     /// The file that remembers which user has which account. All process sites of a service share one, so that no
     /// two users get the same. `None`: a file in the work root.
     pub account_book: Option<PathBuf>,
+    /// Whether more than one Hub uses the service: then a user's name alone tells nobody apart.
+    pub several_hubs: bool,
 }
 
 /// A checked site. Only [`check`] makes one.
@@ -131,6 +133,8 @@ pub struct ProcessConfig {
     pub(crate) work_root: PathBuf,
     pub(crate) homes: HomeTemplate,
     pub(crate) accounts: Accounts,
+    /// Users of the same name of two Hubs share an account, as the operator allowed.
+    pub(crate) hubs_share: bool,
     pub(crate) account_book: PathBuf,
     pub(crate) slots: Option<u32>,
     pub(crate) queue_delay_s: u32,
@@ -185,6 +189,13 @@ impl ProcessConfig {
                 }
             }
             Accounts::User | Accounts::Range { .. } => {}
+        }
+        if self.hubs_share {
+            told.push(
+                "users of the same name of two Hubs are not isolated from each other at this site: \
+                 allow_shared_account gives them one account"
+                    .to_owned(),
+            );
         }
         told
     }
@@ -254,6 +265,23 @@ pub fn check(file: ProcessFile, given: &Given) -> Result<ProcessConfig, Vec<(Str
             None
         }
     };
+    let names_alone = matches!(accounts, Some(Accounts::User | Accounts::Map(_)));
+    let hubs_mixed = given.several_hubs && !file.allow_shared_account;
+    if names_alone && hubs_mixed {
+        let why = "modes user and map know users by name, so that users of the same name of two Hubs would share an \
+                   account; use mode range, or allow_shared_account = true";
+        told("accounts", why.to_owned());
+    }
+    if let Some(HomeTemplate::Path(template)) = &homes
+        && !template.contains("{hub}")
+        && hubs_mixed
+    {
+        let why = format!(
+            "{template:?} has no {{hub}} in it, so that users of the same name of two Hubs would share a home; put \
+             {{hub}} in it, or set allow_shared_account = true"
+        );
+        told("homes", why);
+    }
     if file.slots == Some(0) {
         told("slots", "0 slots would never start anything; leave the key out for no limit".to_owned());
     }
@@ -307,6 +335,7 @@ pub fn check(file: ProcessFile, given: &Given) -> Result<ProcessConfig, Vec<(Str
         work_root: file.work_root,
         homes,
         accounts,
+        hubs_share: names_alone && given.several_hubs,
         slots: file.slots,
         queue_delay_s: file.queue_delay_s,
         network_namespace: file.network_namespace,
@@ -408,7 +437,8 @@ mod tests {
     use super::*;
 
     fn given() -> Given {
-        Given { agent: PathBuf::from("/opt/glidepath-agent"), reach: Reach::Direct, account_book: None }
+        let agent = PathBuf::from("/opt/glidepath-agent");
+        Given { agent, reach: Reach::Direct, account_book: None, several_hubs: false }
     }
 
     fn file(toml: &str) -> ProcessFile {
@@ -478,6 +508,35 @@ mod tests {
         );
         let default = Accounts::Range { first: RANGE_FIRST, count: RANGE_COUNT };
         assert_eq!(check_accounts(None, false, true).unwrap(), default);
+    }
+
+    #[test]
+    fn users_of_the_same_name_of_two_hubs_share_nothing_unless_it_is_meant() {
+        let two = Given { several_hubs: true, ..given() };
+        let told = |toml: &str, given: &Given| -> Vec<String> {
+            let checked = check(file(&format!("work_root = '/w'\n{toml}")), given);
+            checked
+                .err()
+                .into_iter()
+                .flatten()
+                .filter(|(_, why)| why.contains("two Hubs"))
+                .map(|told| told.0)
+                .collect()
+        };
+        let mapped = "accounts = { mode = 'map', map = { ada = 'nobody' } }";
+        if Uid::effective().is_root() {
+            assert_eq!(told(mapped, &two), ["accounts"]);
+            assert_eq!(told("accounts = { mode = 'user' }", &two), ["accounts"]);
+        }
+        assert_eq!(told("homes = '/data/{user}'", &two), ["homes"]);
+        for meant in
+            ["", "homes = '/data/{hub}/{user}'", "homes = '/data/{user}'\nallow_shared_account = true"]
+        {
+            assert_eq!(told(meant, &two), [""; 0], "{meant}");
+        }
+        assert_eq!(told(&format!("{mapped}\nhomes = '/data/{{user}}'"), &given()), [""; 0]);
+        let shared = ProcessConfig { hubs_share: true, ..check(file("work_root = '/w'"), &given()).unwrap() };
+        assert!(shared.warnings().iter().any(|told| told.contains("two Hubs are not isolated")));
     }
 
     #[test]

@@ -163,7 +163,8 @@ pub(crate) mod tests {
         let file =
             toml::from_str("work_root = '/w'\npath = '/usr/bin'\nproxy = { HTTPS_PROXY = 'http://p:1' }")
                 .unwrap();
-        let given = Given { agent: PathBuf::from("/a"), reach: Reach::Tunnel, account_book: None };
+        let agent = PathBuf::from("/a");
+        let given = Given { agent, reach: Reach::Tunnel, account_book: None, several_hubs: false };
         ProcessConfig { open_files: Some((1024, 4096)), ..check(file, &given).unwrap() }
     }
 

@@ -143,13 +143,16 @@ fn kill_below(root: &Path) -> usize {
 }
 
 pub(crate) fn config(root: &Path, agent: &Path, extra: &str) -> ProcessConfig {
-    let accounts = if is_root() {
+    let accounts = if extra.contains("accounts =") {
+        String::new()
+    } else if is_root() {
         format!("accounts = {{ mode = 'range', first = {FIRST_ACCOUNT}, count = 100 }}")
     } else {
         "allow_shared_account = true".to_owned()
     };
     let file = format!("work_root = '{}'\npath = '/usr/bin:/bin'\n{accounts}\n{extra}", root.display());
-    let given = Given { agent: agent.to_owned(), reach: Reach::Direct, account_book: None };
+    let given =
+        Given { agent: agent.to_owned(), reach: Reach::Direct, account_book: None, several_hubs: false };
     check(toml::from_str(&file).unwrap(), &given).unwrap()
 }
 

@@ -39,7 +39,8 @@ pub(super) fn check(file: File, here: &Path, mut problems: Problems) -> Result<C
     let listen = listen_addresses(&file.listen, p);
     let state_dir = here.join(state_dir.unwrap_or_default());
     let agents = agents(file.agent, here);
-    let place = Place { here, state_dir: &state_dir, agent: agent_here(&agents) };
+    let several_hubs = file.hub.len() > 1;
+    let place = Place { here, state_dir: &state_dir, agent: agent_here(&agents), several_hubs };
     let sites = sites(file.site, &place, p);
     let config = Config {
         instance: file.instance.and_then(|raw| p.keep("instance", InstanceId::parse(&raw))),
@@ -63,6 +64,7 @@ struct Place<'a> {
     here: &'a Path,
     state_dir: &'a Path,
     agent: PathBuf,
+    several_hubs: bool,
 }
 
 fn listen_addresses(file: &ListenFile, p: &mut Problems) -> Listen {
@@ -545,7 +547,7 @@ fn backend(
     file.work_root = place.here.join(file.work_root);
     // One book for all sites, so that no two users get the same account.
     let account_book = Some(place.state_dir.join("accounts.json"));
-    let given = Given { agent: place.agent.clone(), reach, account_book };
+    let given = Given { agent: place.agent.clone(), reach, account_book, several_hubs: place.several_hubs };
     let told = |told: Vec<(String, String)>| {
         told.into_iter().for_each(|(at, why)| p.add(format!("{key}.{at}"), why))
     };
