@@ -83,10 +83,19 @@ pub enum SessionError {
 /// Runs the agent to its end; the result is its exit code.
 pub fn run_blocking(args: RunArgs) -> i32 {
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(Duration::from_secs(u64::from(u32::MAX)))
+        .build();
     let ended = match runtime {
         Ok(runtime) => {
-            let ended = runtime.block_on(run(args));
+            // A job at its limit of processes gets no further thread, and the runtime panics when it needs its first one
+            // then: for names to look up, for processes to look at. It has one from here on.
+            let ready = runtime.spawn_blocking(|| {});
+            let ended = runtime.block_on(async {
+                let _ = ready.await;
+                run(args).await
+            });
             runtime.shutdown_background();
             ended
         }

@@ -144,6 +144,34 @@ async fn no_daemon_survives(begins: &str) {
 }
 
 #[tokio::test]
+async fn an_agent_whose_job_is_at_its_limit_of_processes_ends_it_as_ever() {
+    let mut home = Home::open().await;
+    let mut job = Job::start_with(home.address, JobWith { processes_max: Some(30), ..JobWith::default() });
+    let mut control = home.control().await;
+    // Outside the server's group, deaf, and quick to take the place of the server itself.
+    let forks = r"
+import os, signal, time
+if not os.fork():
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        try:
+            if not os.fork():
+                time.sleep(1000)
+        except BlockingIOError:
+            print('full', file=open('full.txt', 'w'))
+time.sleep(1000)
+";
+    control.launch(python(forks)).await;
+    job.written("full.txt").await;
+    control.stop(1, "enough").await;
+    let (end, _) = control.ended().await;
+    assert_eq!((end.signal, end.cause), (Some(15), EndCause::Asked));
+    assert_eq!(job.exit().await, EXIT_SERVER_ENDED);
+    assert_eq!(job.processes(), Vec::<i32>::new());
+}
+
+#[tokio::test]
 async fn a_killed_agent_takes_its_server_with_it() {
     let mut home = Home::open().await;
     let mut job = Job::start(home.address);

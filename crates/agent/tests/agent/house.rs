@@ -192,10 +192,15 @@ impl Control {
     }
 }
 
+/// Whose limit of processes no other process counts against.
+const LIMITED_ACCOUNT: u32 = 61_300;
+
 /// A job: a folder with a dial file, and the agent as a process. Everything goes when it is dropped.
 pub(crate) struct Job {
     pub(crate) folder: TempDir,
     pub(crate) agent: Child,
+    /// Ends of named pipes that are held and not read.
+    _stuck: Vec<std::fs::File>,
 }
 
 pub(crate) struct JobWith {
@@ -204,11 +209,23 @@ pub(crate) struct JobWith {
     pub(crate) mode: u32,
     pub(crate) socket_dir: bool,
     pub(crate) path_first: Option<PathBuf>,
+    /// An account of its own with so many processes and threads at most. Needs root.
+    pub(crate) processes_max: Option<u32>,
+    /// Named pipes below the job's folder, whose readers do not read: a disk that does not answer.
+    pub(crate) stuck: &'static [&'static str],
 }
 
 impl Default for JobWith {
     fn default() -> Self {
-        JobWith { dial_deadline_s: 30, absence_limit_s: 600, mode: 0o600, socket_dir: true, path_first: None }
+        JobWith {
+            dial_deadline_s: 30,
+            absence_limit_s: 600,
+            mode: 0o600,
+            socket_dir: true,
+            path_first: None,
+            processes_max: None,
+            stuck: &[],
+        }
     }
 }
 
@@ -234,7 +251,11 @@ impl Job {
         let home = folder.path().join("home");
         std::fs::create_dir(&home).unwrap();
         let log = std::fs::File::create(folder.path().join("agent.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_glidepath-agent"));
+        let stuck = with.stuck.iter().map(|name| stuck_at(&folder.path().join(name))).collect();
+        let mut command = match with.processes_max {
+            Some(max) => limited(max, folder.path()),
+            None => Command::new(env!("CARGO_BIN_EXE_glidepath-agent")),
+        };
         command.arg("run").arg("--dial-file").arg(&path).arg("--home").arg(&home);
         if with.socket_dir {
             command.arg("--socket-dir").arg(folder.path().join("s"));
@@ -248,7 +269,7 @@ impl Job {
             .env("LANG", "de_DE.UTF-8")
             .env("GLIDEPATH_MARK", "the-mark");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
-        Job { agent: command.spawn().unwrap(), folder }
+        Job { agent: command.spawn().unwrap(), folder, _stuck: stuck }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -303,6 +324,35 @@ impl Drop for Job {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+fn stuck_at(path: &Path) -> std::fs::File {
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Both ends, so that nobody waits for the other one.
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+/// The agent by way of `confine`, as an account of its own that owns the folder.
+fn limited(processes_max: u32, folder: &Path) -> Command {
+    assert!(nix::unistd::Uid::effective().is_root(), "this test needs root: run it as root");
+    let agent = folder.join("agent");
+    std::fs::copy(env!("CARGO_BIN_EXE_glidepath-agent"), &agent).unwrap();
+    for path in [".", "home", "dial.json"] {
+        std::os::unix::fs::chown(folder.join(path), Some(LIMITED_ACCOUNT), Some(LIMITED_ACCOUNT)).unwrap();
+    }
+    let account = LIMITED_ACCOUNT.to_string();
+    let mut command = Command::new(&agent);
+    command.args([
+        "confine",
+        "--rlimit",
+        &format!("nproc={processes_max}"),
+        "--uid",
+        &account,
+        "--gid",
+        &account,
+    ]);
+    command.arg("--").arg(&agent);
+    command
 }
 
 /// Unlike any other job's of this test run.
