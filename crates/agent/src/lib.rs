@@ -31,6 +31,7 @@ pub mod output;
 pub mod processes;
 pub mod reaper;
 pub mod report;
+pub mod scribe;
 pub mod server;
 pub mod session;
 pub mod usage;

@@ -1,7 +1,7 @@
 //! Takes what the server writes: into a log file of bounded size, and its last lines for reports.
 //!
-//! A thread of its own reads the pipe, so that a slow disk never holds up the link. A full disk loses log lines, never
-//! the server.
+//! One thread reads the pipe and another writes the log, so that a disk never holds up the link, nor for long the server:
+//! when it is full or does not answer, log lines are lost.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -10,8 +10,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+
+use crate::scribe::{Scribe, Work};
 
 /// Name of the log file in the job's folder; the one before it has `.1` added.
 pub const LOG_NAME: &str = "server.log";
@@ -26,15 +29,20 @@ const TAIL_MAX_BYTES: usize = 8 * 1024;
 /// Longest piece of output that is treated as one line.
 const LINE_MAX_BYTES: usize = 8 * 1024;
 
+/// Lines that wait for a slow disk.
+const LOG_LINES_WAITING: usize = 512;
+/// How long the server's output waits for room among them before lines are lost.
+const DISK_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries.
+const TRY_EVERY: Duration = Duration::from_millis(5);
+/// How long the last lines may take to the disk.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// The server's output. Cheap to clone; all clones are the same output.
 #[derive(Clone)]
 pub struct Output {
-    inner: Arc<Mutex<Inner>>,
-}
-
-struct Inner {
-    log: Option<Log>,
-    tail: VecDeque<String>,
+    tail: Arc<Mutex<VecDeque<String>>>,
+    log: Option<Scribe<Log>>,
 }
 
 impl Output {
@@ -42,10 +50,11 @@ impl Output {
     pub fn open(folder: Option<&Path>) -> Self {
         let log = folder.and_then(|folder| {
             let path = folder.join(LOG_NAME);
-            let opened = Log::open(path.clone(), LOG_MAX_BYTES);
+            let opened = Log::open(path.clone(), LOG_MAX_BYTES)
+                .and_then(|log| Scribe::start("server log", log, LOG_LINES_WAITING));
             opened.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no server log")).ok()
         });
-        Output { inner: Arc::new(Mutex::new(Inner { log, tail: VecDeque::new() })) }
+        Output { tail: Arc::default(), log }
     }
 
     /// Reads until the pipe's end in a thread of its own; the receiver tells when that is reached.
@@ -54,8 +63,10 @@ impl Output {
         let output = self.clone();
         thread::Builder::new().name("server output".to_owned()).spawn(move || {
             let mut reader = BufReader::new(pipe);
+            let mut lost = 0;
             while let Some(line) = next_line(&mut reader) {
-                output.take_line(&line);
+                output.note(&line);
+                lost = output.keep(line, lost);
             }
             let _ = tell.send(());
         })?;
@@ -64,31 +75,65 @@ impl Output {
 
     /// Adds a line of the agent's own.
     pub fn say(&self, text: &str) {
-        self.take_line(format!("[glidepath] {text}\n").as_bytes());
+        let line = format!("[glidepath] {text}\n").into_bytes();
+        self.note(&line);
+        if let Some(log) = &self.log
+            && log.give(Box::new(move |log| log.write(&line))).is_err()
+        {
+            tracing::warn!(text, "not in the server's log: the disk does not answer");
+        }
     }
 
     /// The last lines, oldest first: plain text, without control characters, of bounded size.
     pub fn last_lines(&self) -> Vec<String> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let mut room = TAIL_MAX_BYTES;
         let fits = |line: &&String| room.checked_sub(line.len()).inspect(|left| room = *left).is_some();
-        let mut lines: Vec<String> = inner.tail.iter().rev().take_while(fits).cloned().collect();
+        let mut lines: Vec<String> = tail.iter().rev().take_while(fits).cloned().collect();
         lines.reverse();
         lines
     }
 
-    fn take_line(&self, line: &[u8]) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(log) = &mut inner.log {
-            log.write(line);
+    /// Waits until the log holds all that was written so far, but not for long.
+    pub async fn written(&self) {
+        if let Some(log) = &self.log {
+            log.done(LAST_LINES).await;
         }
+    }
+
+    /// Keeps a line for reports.
+    fn note(&self, line: &[u8]) {
         let text = clean_line(line);
         if !text.is_empty() {
-            if inner.tail.len() == TAIL_LINES {
-                inner.tail.pop_front();
+            let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+            if tail.len() == TAIL_LINES {
+                tail.pop_front();
             }
-            inner.tail.push_back(text);
+            tail.push_back(text);
         }
+    }
+
+    /// Gives a line of the server to the log; blocks for [`DISK_PATIENCE`] at most, once per stall of the disk. In and out
+    /// goes how many lines the log lacks.
+    fn keep(&self, line: Vec<u8>, lost: u64) -> u64 {
+        let Some(log) = &self.log else { return 0 };
+        let mut work: Work<Log> = Box::new(move |log| {
+            if lost > 0 {
+                log.write(
+                    format!("[glidepath] {lost} lines are missing here: the disk was slow\n").as_bytes(),
+                );
+            }
+            log.write(&line);
+        });
+        let began = Instant::now();
+        while let Err(back) = log.give(work) {
+            if lost > 0 || began.elapsed() > DISK_PATIENCE {
+                return lost + 1;
+            }
+            work = back;
+            thread::park_timeout(TRY_EVERY);
+        }
+        0
     }
 }
 
@@ -194,10 +239,10 @@ mod tests {
     #[test]
     fn the_last_lines_are_the_last_and_bounded() {
         let output = Output::open(None);
-        (0..200).for_each(|n| output.take_line(format!("line {n}\n").as_bytes()));
+        (0..200).for_each(|n| output.note(format!("line {n}\n").as_bytes()));
         let lines = output.last_lines();
         assert_eq!((lines.len(), lines[49].as_str()), (50, "line 199"));
-        (0..50).for_each(|_| output.take_line("x".repeat(500).as_bytes()));
+        (0..50).for_each(|_| output.note("x".repeat(500).as_bytes()));
         assert!(output.last_lines().iter().map(String::len).sum::<usize>() <= TAIL_MAX_BYTES);
     }
 

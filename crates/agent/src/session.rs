@@ -23,7 +23,7 @@ use crate::dial_file::{self, BadDialFile};
 use crate::events::{Event, Events, Presence, Signals, TaskEnd, later, warn_before};
 use crate::hub::HubForwarder;
 use crate::launch::{self, Launch, Place, Target};
-use crate::notice::{NOTICE_NAME, Notices};
+use crate::notice::{NOTICE_NAME, Notices, Reason};
 use crate::output::{Output, clean_line};
 use crate::reaper::{Exit, Reaper};
 use crate::report::Reporter;
@@ -200,6 +200,7 @@ impl Session {
         if !ending.as_ref().is_some_and(|ending| ending.silent) {
             self.farewell(ending.as_ref().is_some_and(|ending| ending.hurried)).await;
         }
+        self.reporter.output().written().await;
         match ending {
             Some(ending) => ending.exit_code,
             None if cannot_start => EXIT_CANNOT_START,
@@ -233,7 +234,7 @@ impl Session {
             }
         };
         self.target.send_replace(Some(launch.target.clone()));
-        self.notices.show_in(&launch.folder);
+        self.notices.show_in(&launch.folder, &server_name());
         self.reporter.phase(Phase::Starting);
         let (exit, ending) = match self.watch(&mut server, &launch.target, walltime).await {
             Watched::Exited(exit) => (exit, None),
@@ -241,7 +242,7 @@ impl Session {
         };
         self.target.send_replace(None);
         let over = server.over(exit, &self.place.attempt).await;
-        self.notices.remove();
+        self.notices.remove().await;
         drop(launch); // and with it the socket
         (server_end(&over, ending.as_ref()), ending)
     }
@@ -287,7 +288,7 @@ impl Session {
                     warned = true;
                     let left = ends_at - Instant::now();
                     let text = format!("this server's time is over in {}: save your work", in_words(left));
-                    self.notices.warn(&text, left);
+                    self.notices.warn(Reason::Walltime, &text, left);
                 }
                 () = sleep_until(ends_at) => {
                     let why = format!("it lived for the {} it was granted", in_words(walltime));
@@ -297,7 +298,7 @@ impl Session {
         }
     }
 
-    fn tell_user(&self, event: &Event) {
+    fn tell_user(&mut self, event: &Event) {
         match event {
             Event::HomeAbsentSoon(left) => {
                 let text = format!(
@@ -305,9 +306,11 @@ impl Session {
                      server ends in {}: save your work",
                     in_words(*left)
                 );
-                self.notices.warn(&text, *left);
+                self.notices.warn(Reason::HomeAbsent, &text, *left);
             }
-            Event::HomeBack => self.notices.clear("the service is back: this server goes on"),
+            Event::HomeBack => {
+                self.notices.clear(Reason::HomeAbsent, "the service is back: this server goes on");
+            }
             _ => {}
         }
     }
@@ -452,6 +455,12 @@ fn server_end(over: &Over, ending: Option<&Ending>) -> ServerEnd {
         why: ending.map(|ending| ending.why.clone()),
         cause: ending.map_or(EndCause::ByItself, |ending| ending.cause),
     }
+}
+
+/// What the backend's label calls the server: the last part of its key, empty for the default one.
+fn server_name() -> String {
+    let key = std::env::var("GLIDEPATH_KEY").unwrap_or_default();
+    key.rsplit_once('.').map(|(_, server)| server.to_owned()).unwrap_or_default()
 }
 
 /// Text from outside, for a log or a report.

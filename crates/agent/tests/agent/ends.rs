@@ -172,6 +172,32 @@ time.sleep(1000)
 }
 
 #[tokio::test]
+async fn a_log_on_a_disk_that_does_not_answer_holds_nothing_up() {
+    let mut home = Home::open().await;
+    let mut job = Job::start_with(home.address, JobWith { stuck: &["server.log"], ..JobWith::default() });
+    let mut control = home.control().await;
+    control.launch(script("yes line | head -n 300000; echo the last line; exit 3")).await;
+    let (end, report) = control.ended().await;
+    assert_eq!(end.exit_code, Some(3));
+    assert_eq!(report.last_lines.last().unwrap(), "the last line");
+    assert_eq!(job.exit().await, EXIT_SERVER_ENDED);
+}
+
+#[tokio::test]
+async fn a_home_on_a_disk_that_does_not_answer_keeps_no_server_alive() {
+    let mut home = Home::open().await;
+    let mut job = Job::start(home.address);
+    // Without a reader, opening it to write takes for ever.
+    nix::unistd::mkfifo(&job.folder.path().join("notice.new"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut control = home.control().await;
+    let mut order = script("exec sleep 1000");
+    order.walltime_s = 2;
+    control.launch(order).await;
+    assert_eq!(control.ended().await.0.cause, EndCause::Walltime);
+    assert_eq!(job.exit().await, EXIT_SERVER_ENDED);
+}
+
+#[tokio::test]
 async fn a_killed_agent_takes_its_server_with_it() {
     let mut home = Home::open().await;
     let mut job = Job::start(home.address);
