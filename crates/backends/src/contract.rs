@@ -72,7 +72,7 @@ pub async fn submits_once_per_attempt(bench: &mut dyn Bench) {
     });
     let ids = futures(all).await;
     assert!(ids.windows(2).all(|two| two[0] == two[1]), "one job, several names: {ids:?}");
-    until(bench, "the job runs", async |bench| bench.processes(&spec.label).await > 0).await;
+    until(bench, "the job runs", async |bench| bench.starts(&spec.label).await > 0).await;
     drop(backend);
     bench.restart().await;
     assert_eq!(bench.backend().submit(&spec).await.expect("a submit after the restart"), ids[0]);
@@ -277,7 +277,7 @@ pub async fn never_starts_a_job_twice(bench: &mut dyn Bench) {
         let spec = bench.spec(&key("ada"), Manner::Calm, "s");
         bench.submit_and_die(&spec, death).await;
         bench.backend().submit(&spec).await.expect("a submit after the restart");
-        until(bench, "the job runs", async |bench| bench.processes(&spec.label).await > 0).await;
+        until(bench, "the job runs", async |bench| bench.starts(&spec.label).await > 0).await;
         stays(bench, death, async |bench| bench.starts(&spec.label).await == 1).await;
         assert!(matches!(state(bench, &spec.label).await, Some(JobState::Running { .. })), "{death}");
     }
