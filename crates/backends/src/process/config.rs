@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::accounts::unfit;
 use super::homes::HomeTemplate;
-use super::root::closed_above;
+use super::root::{astray_above, closed_above};
 
 /// First account of a range when the operator names none: above what distributions give to people and daemons,
 /// below the usual ranges of subordinate ids.
@@ -224,6 +224,8 @@ impl ProcessConfig {
         }
         if self.switches_accounts() {
             told.extend(closed_above(&self.work_root).map(|why| ("work_root".to_owned(), why)));
+            told.extend(astray_above(&self.work_root).map(|why| ("work_root".to_owned(), why)));
+            told.extend(self.homes.astray().map(|why| ("homes".to_owned(), why)));
         }
         told
     }

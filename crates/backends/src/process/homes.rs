@@ -59,6 +59,14 @@ impl HomeTemplate {
         }
     }
 
+    /// Tells of a folder on the way to all homes through which others could lead the service elsewhere.
+    pub(crate) fn astray(&self) -> Option<String> {
+        let Self::Path(template) = self else { return None };
+        let fixed = template.split('{').next().unwrap_or_default();
+        let why = files::astray_above(&Path::new(fixed).join("home"))?;
+        Some(format!("on the way to homes {why}"))
+    }
+
     /// The home of this user, if it is one that was made here.
     pub(crate) fn removable(&self, key: &ServerKey) -> Result<PathBuf, BackendError> {
         match self {
@@ -109,11 +117,17 @@ pub(crate) fn slug(name: &str) -> String {
 /// Makes sure that the home is there and belongs to the account. Keeps what is in it.
 pub(crate) fn ensure(template: &HomeTemplate, home: &Path, account: &Account) -> Result<(), BackendError> {
     let refused = |why: String| BackendError::Refused(why);
-    match fs::metadata(home) {
+    // The account's own home is entered under that account, whatever leads there.
+    let looked = match template {
+        HomeTemplate::Account => fs::metadata(home),
+        HomeTemplate::Path(_) => fs::symlink_metadata(home),
+    };
+    match looked {
         Ok(found) if !found.is_dir() => Err(refused(format!("the home {} is not a folder", home.display()))),
         Ok(found) if found.uid() == account.uid => Ok(()),
         // A crash after making it and before giving it away; with something in it, it is somebody's.
         Ok(found) if found.uid() == 0 && *template != HomeTemplate::Account && is_empty(home) => {
+            safe_ground(home, account)?;
             files::give(home, account).map_err(|why| {
                 refused(format!("the home {} cannot be given to its user: {why}", home.display()))
             })
@@ -126,10 +140,19 @@ pub(crate) fn ensure(template: &HomeTemplate, home: &Path, account: &Account) ->
             account.uid
         ))),
         Err(why) if why.kind() == io::ErrorKind::NotFound && *template != HomeTemplate::Account => {
+            safe_ground(home, account)?;
             make(home, account)
                 .map_err(|why| refused(format!("the home {} cannot be made: {why}", home.display())))
         }
         Err(why) => Err(refused(format!("the home {} cannot be used: {why}", home.display()))),
+    }
+}
+
+/// Refuses to make or remove something as root where somebody else could put a link in the way.
+fn safe_ground(home: &Path, account: &Account) -> Result<(), BackendError> {
+    match files::astray_above(home).filter(|_| account.switch) {
+        Some(why) => Err(BackendError::Refused(format!("on the way to the home {} {why}", home.display()))),
+        None => Ok(()),
     }
 }
 
@@ -142,12 +165,18 @@ pub(crate) fn removes(
     match fs::symlink_metadata(home) {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(why) => Err(BackendError::Unknown(format!("the home {} cannot be used: {why}", home.display()))),
-        Ok(found) if found.uid() != account()?.uid && !is_empty(home) => Err(BackendError::Refused(format!(
-            "the home {} belongs to the account {} and is not removed",
-            home.display(),
-            found.uid()
-        ))),
-        Ok(_) => Ok(true),
+        Ok(found) => {
+            let account = account()?;
+            if found.uid() != account.uid && !is_empty(home) {
+                return Err(BackendError::Refused(format!(
+                    "the home {} belongs to the account {} and is not removed",
+                    home.display(),
+                    found.uid()
+                )));
+            }
+            safe_ground(home, &account)?;
+            Ok(true)
+        }
     }
 }
 

@@ -66,6 +66,9 @@ impl WorkRoot {
         let shown = path.display();
         let unusable = |why: io::Error| format!("the work root {shown} cannot be used: {why}");
         let mode = if switches_accounts { 0o711 } else { 0o700 };
+        if let Some(astray) = astray_above(path).filter(|_| switches_accounts) {
+            return Err(astray);
+        }
         files::make_folders(path, mode).map_err(unusable)?;
         check_folder(path, switches_accounts)?;
         let lock = lock(path)?;
@@ -153,8 +156,8 @@ impl WorkRoot {
 
 fn check_folder(path: &Path, switches_accounts: bool) -> Result<(), String> {
     let shown = path.display();
-    let found =
-        fs::metadata(path).map_err(|why| format!("the work root {shown} cannot be looked at: {why}"))?;
+    let found = fs::symlink_metadata(path)
+        .map_err(|why| format!("the work root {shown} cannot be looked at: {why}"))?;
     if found.uid() != Uid::effective().as_raw() {
         return Err(format!(
             "the work root {shown} belongs to the account {} and not to the service",
@@ -196,6 +199,12 @@ pub(super) fn closed_above(work_root: &Path) -> Option<String> {
         above.display(),
         work_root.display()
     ))
+}
+
+/// Tells of a folder above the work root through which others could lead a service elsewhere.
+pub(super) fn astray_above(work_root: &Path) -> Option<String> {
+    let why = files::astray_above(work_root)?;
+    Some(format!("on the way to the work root {} {why}", work_root.display()))
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, String> {

@@ -403,6 +403,38 @@ async fn forgetting_follows_no_link_of_the_user() {
     assert!(!own.exists() && !bench.home(&spec.label.key).exists());
 }
 
+/// Below a folder of the user's own, where a link may take the place of anything at any moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_or_removed_as_root_where_a_user_could_put_a_link_in_the_way() {
+    needs_root();
+    let users = tempfile::Builder::new().prefix("gp-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(users.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    let bench =
+        ProcessBench::new(&format!("homes = '{}/{{user}}/{{hub}}/notebooks'", users.path().display()));
+    let spec = bench.spec(&key("ada"), Manner::Exits(0), "s");
+    let ada = users.path().join("ada");
+    fs::create_dir(&ada).unwrap();
+    std::os::unix::fs::chown(&ada, Some(FIRST_ACCOUNT), Some(FIRST_ACCOUNT)).unwrap();
+    symlink("/etc", ada.join("main")).unwrap();
+    let told = bench.process().submit(&spec).await;
+    assert!(matches!(&told, Err(BackendError::Refused(why)) if why.contains("is a link")), "{told:?}");
+    fs::remove_file(ada.join("main")).unwrap();
+    let told = bench.process().submit(&spec).await;
+    assert!(
+        matches!(&told, Err(BackendError::Refused(why)) if why.contains("belongs to the account")),
+        "{told:?}"
+    );
+    let home = ada.join("main/notebooks");
+    fs::create_dir_all(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(FIRST_ACCOUNT), Some(FIRST_ACCOUNT)).unwrap();
+    let told = bench.process().delete_home(&spec.label.key).await;
+    assert!(
+        matches!(&told, Err(BackendError::Refused(why)) if why.contains("belongs to the account")),
+        "{told:?}"
+    );
+    assert!(home.exists() && !Path::new("/etc/notebooks").exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_site_answers_while_a_large_home_goes() {
     let bench = ProcessBench::new("");
@@ -416,13 +448,14 @@ async fn a_site_answers_while_a_large_home_goes() {
         (0..400).for_each(|file| fs::write(folder.join(file.to_string()), "").unwrap());
     }
     let backend = bench.process();
-    let removed = tokio::spawn(async move { backend.delete_home(&key("ada")).await });
+    let mut removal = tokio::task::JoinSet::new();
+    removal.spawn(async move { backend.delete_home(&key("ada")).await });
     wait::until(SOON, "the home is out of the way", async || !home.exists()).await;
     let another = bench.spec(&key("ada"), Manner::Calm, "s");
     bench.process().submit(&another).await.unwrap();
     bench.process().list().await.unwrap();
-    assert!(!removed.is_finished(), "a test that can fail: the home was not large enough");
-    removed.await.unwrap().unwrap();
+    assert!(removal.try_join_next().is_none(), "a test that can fail: the home was not large enough");
+    removal.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(fs::read_dir(home.parent().unwrap()).unwrap().count(), 1, "the new home and nothing else");
     assert_eq!(fs::read_dir(bench.root().join("staging")).unwrap().count(), 0);
 }
