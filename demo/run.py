@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -117,9 +118,10 @@ class Demo:
             self.folder.chmod(0o711)
         except OSError as error:
             raise CannotRun(f"{self.folder}: {error.strerror}; choose another folder: make demo DEMO_DIR=...") from None
-        if os.geteuid() == 0 and not _others_can_enter(self.folder):
+        if os.geteuid() == 0 and not _fit_for_root(self.folder):
             raise CannotRun(
-                f"users' accounts cannot enter {self.folder}; choose a folder that they can: "
+                f"{self.folder} is not for a service that runs as root: other accounts cannot enter it, or "
+                "others than root own a folder above it; choose another one: "
                 "make demo DEMO_DIR=/var/tmp/glidepath-demo"
             )
 
@@ -220,9 +222,10 @@ def _end_process(pid: int) -> None:
             time.sleep(0.05)
 
 
-def _others_can_enter(folder: Path) -> bool:
-    """Whether an account without any rights gets there."""
-    return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))
+def _fit_for_root(folder: Path) -> bool:
+    """Whether an account without any rights gets there, and root alone says what lies on the way."""
+    above = [parent.lstat() for parent in (folder, *folder.parents)]
+    return all(found.st_mode & 0o001 and found.st_uid == 0 and stat.S_ISDIR(found.st_mode) for found in above)
 
 
 def _free_ports(count: int) -> list[int]:
