@@ -69,9 +69,11 @@ impl Server {
             .stdin(Stdio::from(set_up_told))
             .stdout(output_written.try_clone()?)
             .stderr(output_written);
+        // Before the start: a server whose output nobody can take is none that goes on without the agent's knowing.
+        let output_ended = output.follow(output_read)?;
         let (child, exited) = reaper.spawn(&mut command)?;
         drop(command); // and with it our ends of the pipes
-        Ok(Server { pid: pid_of(&child), exited, output_ended: output.follow(output_read)?, set_up })
+        Ok(Server { pid: pid_of(&child), exited, output_ended, set_up })
     }
 
     /// Waits for the end of the server's process. May be dropped half way; not to be called again after it answered.
