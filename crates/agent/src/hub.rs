@@ -4,7 +4,8 @@
 //! requests without the prefix, each on a stream of its own with the purpose `hub-api`. What home lets through is
 //! home's to check; no credential is added here.
 //!
-//! Bounds: 64 connections, 64 KiB of headers, 1 MiB of request body, one deadline over each whole exchange.
+//! Bounds: 64 connections, [`HUB_API_STREAMS_MAX`] calls that are under way, 64 KiB of headers, 1 MiB of request body, one
+//! deadline over each whole exchange.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use glidepath_api_types::agent::PURPOSE_HUB_API;
+use glidepath_api_types::agent::{HUB_API_STREAMS_MAX, PURPOSE_HUB_API};
 use glidepath_tunnel::link::{Link, LinkState};
 use glidepath_tunnel::stream::Stream;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -31,14 +32,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
 const MAX_CONNECTIONS: usize = 64;
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 const MAX_BODY_BYTES: usize = 1024 * 1024;
-const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+/// The server is on this machine; whoever else connects holds its place no longer than this.
+const HEADERS_WITHIN: Duration = Duration::from_secs(3);
+/// How long a call waits for its turn when too many are under way.
+const TURN_WITHIN: Duration = Duration::from_secs(15);
 /// Over one whole exchange, from the request's headers to the last byte of the answer.
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(60);
 /// How long a request waits for a link that is cut.
@@ -76,7 +80,12 @@ impl HubForwarder {
     pub async fn bind(link: Link) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        Ok(HubForwarder { listener, address, forward: Arc::new(Forward { link, prefix: random_word() }) })
+        let streams = Arc::new(Semaphore::new(HUB_API_STREAMS_MAX));
+        Ok(HubForwarder {
+            listener,
+            address,
+            forward: Arc::new(Forward { link, prefix: random_word(), streams }),
+        })
     }
 
     /// What stands before the path of a call: scheme, address and prefix, without a slash at the end. A secret.
@@ -119,6 +128,8 @@ pub fn random_word() -> String {
 struct Forward {
     link: Link,
     prefix: String,
+    /// One for each stream that may be open.
+    streams: Arc<Semaphore>,
 }
 
 impl Forward {
@@ -181,6 +192,9 @@ impl Forward {
                 "the Hub cannot be reached now: the link home is cut",
             );
         }
+        let Ok(Ok(turn)) = timeout(TURN_WITHIN, Arc::clone(&self.streams).acquire_owned()).await else {
+            return refusal(StatusCode::TOO_MANY_REQUESTS, "too many calls of the Hub's API are under way");
+        };
         let stream = match self.link.open(PURPOSE_HUB_API) {
             Ok(stream) => stream,
             Err(error) => {
@@ -190,7 +204,7 @@ impl Forward {
                 );
             }
         };
-        match carry(stream, request, deadline).await {
+        match carry(stream, turn, request, deadline).await {
             Ok(response) => response,
             Err(error) => {
                 tracing::debug!(%error, "carrying a call of the Hub's API");
@@ -240,6 +254,7 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
 
 async fn carry(
     stream: Stream,
+    turn: OwnedSemaphorePermit,
     request: Request<Full<Bytes>>,
     deadline: Instant,
 ) -> hyper::Result<Response<AnyBody>> {
@@ -258,7 +273,8 @@ async fn carry(
     let (mut head, body) = response.into_parts();
     drop_hop_by_hop(&mut head.headers);
     head.version = Version::HTTP_11;
-    let body = Answer { driven, _sender: sender, body, deadline: Box::pin(sleep_until(deadline)) };
+    let body =
+        Answer { driven, _sender: sender, body, deadline: Box::pin(sleep_until(deadline)), _turn: turn };
     Ok(Response::from_parts(head, UnsyncBoxBody::new(body)))
 }
 
@@ -281,6 +297,8 @@ struct Answer {
     _sender: client::SendRequest<Full<Bytes>>,
     body: Incoming,
     deadline: Pin<Box<Sleep>>,
+    /// Given back when the stream is: dropped behind it.
+    _turn: OwnedSemaphorePermit,
 }
 
 impl Body for Answer {
@@ -314,10 +332,11 @@ fn refusal(status: StatusCode, why: &str) -> Response<AnyBody> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     }
-    if status == StatusCode::PAYLOAD_TOO_LARGE {
+    // Who does not know the prefix is not the server, and keeps no place.
+    if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::NOT_FOUND) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

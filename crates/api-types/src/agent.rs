@@ -19,6 +19,9 @@ pub const PURPOSE_CONTROL: &str = "control";
 pub const PURPOSE_SERVER: &str = "server";
 /// Purpose of a stream that the agent opens: HTTP/1.1 requests for the Hub's API, which the home end checks.
 pub const PURPOSE_HUB_API: &str = "hub-api";
+/// Streams with this purpose that an agent has open at a time. Home takes a few more before it resets any, so that what a
+/// server sees is home's answer that it calls too often.
+pub const HUB_API_STREAMS_MAX: usize = 24;
 /// Longest line on the control stream, in bytes; a longer one ends the link.
 pub const CONTROL_LINE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Seconds between two reports of an agent to which nothing happens.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use glidepath_api_types::agent::Phase;
+use glidepath_api_types::agent::{HUB_API_STREAMS_MAX, Phase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::house::{Control, Home, Job, SOON, script};
+use crate::house::{Control, Home, Job, SOON, TOKEN, script};
 
 #[tokio::test]
 async fn a_call_goes_home_without_the_prefix_and_its_answer_comes_back() {
@@ -51,10 +52,12 @@ async fn anything_without_the_prefix_is_not_found() {
         "*",
     ] {
         let method = if target == "*" { "OPTIONS" } else { "GET" };
-        let answer = house
-            .server_asks(&format!("{method} {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
-            .await;
+        let answer = house.server_asks(&format!("{method} {target} HTTP/1.1\r\nHost: h\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 404"), "{target}: {answer}");
+        assert!(
+            answer.contains("connection: close"),
+            "who does not know the prefix keeps no place: {answer}"
+        );
     }
     house.nothing_went_home().await;
 }
@@ -87,6 +90,45 @@ async fn a_body_or_head_that_is_too_large_is_refused() {
     let head = format!("GET {} HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", house.path, "x".repeat(80_000));
     assert!(house.server_asks(&head).await.starts_with("HTTP/1.1 431"));
     house.nothing_went_home().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_nothing_is_closed_soon() {
+    let house = House::open().await;
+    let mut silent = TcpStream::connect(("127.0.0.1", house.port)).await.unwrap();
+    let over = timeout(Duration::from_secs(8), silent.read_u8()).await;
+    assert!(over.expect("it is closed").is_err());
+}
+
+#[tokio::test]
+async fn no_more_calls_are_under_way_than_home_takes_and_the_next_has_its_turn() {
+    let house = House::open().await;
+    let request = format!("GET {} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", house.path);
+    let mut asking = JoinSet::new();
+    for _ in 0..=HUB_API_STREAMS_MAX {
+        let (port, request) = (house.port, request.clone());
+        asking.spawn(async move { ask(port, &request).await });
+    }
+    let mut calls = Vec::new();
+    for _ in 0..HUB_API_STREAMS_MAX {
+        calls.push(house.control.hub_call().await);
+    }
+    house.nothing_went_home().await;
+    let mut answered = calls.pop().unwrap();
+    answered.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    answered.flush().await.unwrap();
+    assert!(asking.join_next().await.unwrap().unwrap().starts_with("HTTP/1.1 200"));
+    house.control.hub_call().await;
+}
+
+#[tokio::test]
+async fn a_call_without_credentials_arrives_without() {
+    let house = House::open().await;
+    let request = format!("GET {} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", house.path);
+    let answer = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+    let (seen, _) = tokio::join!(house.home_answers(answer, ""), house.server_asks(&request));
+    let seen = seen.to_ascii_lowercase();
+    assert!(!seen.contains("authorization") && !seen.contains("cookie") && !seen.contains(TOKEN), "{seen}");
 }
 
 #[tokio::test]
