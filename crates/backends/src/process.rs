@@ -94,7 +94,16 @@ impl ProcessBackend {
         });
         let mut warnings = config.warnings();
         let cgroups = match cgroup::open(config.cgroup, config.cgroup_parent.as_deref(), root.id()) {
-            Ok(Ok(cgroups)) => Some(cgroups),
+            Ok(Ok(cgroups)) => {
+                let missing = cgroups.missing();
+                if !missing.is_empty() {
+                    warnings.push(format!(
+                        "cgroups have no controller for {} here, so that is not held for a job as a whole",
+                        missing.join(" and ")
+                    ));
+                }
+                Some(cgroups)
+            }
             Ok(Err(why)) => {
                 warnings.push(format!(
                     "jobs have no cgroup here ({why}): cores are advice, and memory is limited per process only"

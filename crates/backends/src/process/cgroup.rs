@@ -145,6 +145,13 @@ impl Cgroups {
         self.hierarchies.iter().map(|hierarchy| hierarchy.base.join(attempt.to_string())).collect()
     }
 
+    /// Controllers that none of the hierarchies has: what they would hold is not held.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let has =
+            |name: &str| self.hierarchies.iter().any(|one| one.controllers.iter().any(|other| other == name));
+        CONTROLLERS.into_iter().filter(|name| !has(name)).collect()
+    }
+
     /// Makes a job's groups with its limits. May be repeated.
     pub(crate) fn make(&self, attempt: Attempt, resources: &Resources, processes_max: u32) -> io::Result<()> {
         for hierarchy in &self.hierarchies {
@@ -326,6 +333,8 @@ mod tests {
             [vec!["/sys/fs/cgroup/unified"], vec!["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory"]]
         );
         assert_eq!(found[1][0].controllers, ["cpu"]);
+        let missing = |way: &[Hierarchy]| Cgroups { hierarchies: way.to_vec() }.missing();
+        assert_eq!((missing(&found[0]), missing(&found[1])), (vec![], vec!["pids"]));
         assert!(
             candidates("32 20 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd").is_empty()
         );

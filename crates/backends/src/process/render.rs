@@ -34,6 +34,8 @@ pub(crate) struct Around<'a> {
     pub(crate) claim: &'a Path,
     /// The job's cgroups; empty where there are none.
     pub(crate) cgroups: &'a [PathBuf],
+    /// Whether these bound the number of its processes.
+    pub(crate) processes_held: bool,
     /// The root's mark of this attempt.
     pub(crate) mark: String,
 }
@@ -93,9 +95,9 @@ fn limits(record: &Record, around: &Around<'_>) -> Vec<(&'static str, u64)> {
     let mut limits = vec![("core", 0)];
     if around.cgroups.is_empty() {
         limits.push(("data", record.resources.memory_mb.saturating_mul(1024 * 1024)));
-        if record.account.switch {
-            limits.push(("nproc", u64::from(around.config.processes_max)));
-        }
+    }
+    if !around.processes_held && record.account.switch {
+        limits.push(("nproc", u64::from(around.config.processes_max)));
     }
     limits
 }
@@ -171,7 +173,9 @@ pub(crate) mod tests {
     fn rendered(record: &Record, config: &ProcessConfig, cgroups: &[PathBuf]) -> Launch {
         let folder = Path::new("/w/jobs/x");
         let claim = Path::new("/w/jobs/x/claim-1");
-        launch(record, &Around { config, folder, claim, cgroups, mark: "root.mark".to_owned() })
+        let processes_held = cgroups.iter().any(|group| !group.starts_with("/cg/no-pids"));
+        let mark = "root.mark".to_owned();
+        launch(record, &Around { config, folder, claim, cgroups, processes_held, mark })
     }
 
     fn line(launch: &Launch) -> String {
@@ -197,6 +201,8 @@ pub(crate) mod tests {
     fn without_a_cgroup_each_process_is_limited() {
         let own = line(&rendered(&record(), &config(), &[]));
         assert!(own.contains("--rlimit core=0 --rlimit data=536870912 --rlimit nproc=4096 "), "{own}");
+        let no_pids = line(&rendered(&record(), &config(), &[PathBuf::from("/cg/no-pids/x")]));
+        assert!(no_pids.contains("nproc=4096") && !no_pids.contains("data="), "{no_pids}");
         let mut shared = record();
         shared.account.switch = false;
         let shared = line(&rendered(&shared, &config(), &[]));

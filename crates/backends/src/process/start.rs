@@ -44,6 +44,8 @@ impl Keeper {
             folder: &self.root.job(job.attempt),
             claim: &claim_path,
             cgroups: &cgroups,
+            processes_held: !cgroups.is_empty()
+                && self.cgroups.as_ref().is_some_and(|all| !all.missing().contains(&"pids")),
             mark: self.root.mark(&job.key, job.attempt),
         };
         match self.spawn(&launch(job, &around), job) {
