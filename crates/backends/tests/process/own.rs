@@ -307,6 +307,57 @@ async fn a_job_that_lost_a_process_to_its_memory_and_ended_well_is_told_to_have_
     assert_eq!(end, JobEnd { exit_code: Some(0), signal: None, detail: None });
 }
 
+/// As many processes as it may have, each at work, each replaced at once when it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_forks_as_fast_as_it_can_is_ended() {
+    let bench = ProcessBench::new(&format!("{MUST_HAVE_CGROUP}\nprocesses_max = 100"));
+    let mut spec = bench.spec(&key("ada"), Manner::Calm, "s");
+    spec.dial_file = SecretString::from(r#"{"manner": "bomb"}"#);
+    bench.process().submit(&spec).await.unwrap();
+    wait::until(SOON, "it runs", async || {
+        matches!(state(&bench, &spec.label).await, Some(JobState::Running { .. }))
+    })
+    .await;
+    let groups = job_groups(&bench, &spec.label);
+    let members = || {
+        let members =
+            groups.iter().map(|group| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default());
+        members.map(|members| members.lines().count()).max().unwrap_or(0)
+    };
+    wait::until(SOON, "it has all the processes that it may", async || members() > 90).await;
+    bench.process().cancel(&spec.label, CancelHow::Now).await.unwrap();
+    end(&bench, &spec.label).await;
+    wait::until(Duration::from_secs(5), "nothing is left", async || members() == 0).await;
+    wait::until(SOON, "it is forgotten", async || bench.process().forget(&spec.label).await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_record_that_cannot_be_read_makes_the_list_unknown() {
+    let bench = ProcessBench::new("");
+    let spec = bench.spec(&key("ada"), Manner::Exits(0), "s");
+    bench.process().submit(&spec).await.unwrap();
+    end(&bench, &spec.label).await;
+    let record = bench.root().join("jobs").join(spec.label.attempt.to_string()).join("job.json");
+    let whole = fs::read(&record).unwrap();
+    fs::write(&record, &whole[..whole.len() / 2]).unwrap();
+    let told = bench.process().list().await;
+    assert!(
+        matches!(&told, Err(BackendError::Unknown(why)) if why.contains("record of the job")),
+        "{told:?}"
+    );
+    fs::write(&record, &whole).unwrap();
+    assert_eq!(bench.process().list().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_is_warned_where_users_are_not_isolated() {
+    let bench = ProcessBench::new(
+        "allow_shared_account = true\naccounts = { mode = 'map', map = { ada = 'games', bob = 'games' } }",
+    );
+    let told = bench.process().warnings().to_vec();
+    assert!(told.iter().any(|told| told.contains("not isolated") && told.contains("games")), "{told:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_cgroup_the_limits_are_the_processes_own_and_the_operator_is_told() {
     let bench = ProcessBench::new("cgroup = 'off'");

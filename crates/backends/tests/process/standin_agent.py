@@ -93,6 +93,12 @@ def take(megabytes):
     memory[::4096] = b"x" * len(memory[::4096])
 
 
+def bomb():
+    while True:
+        with contextlib.suppress(OSError):
+            os.fork()
+
+
 def run(words):
     given = dict(zip(words[::2], words[1::2], strict=True))
     home = given["--home"]
@@ -103,6 +109,8 @@ def run(words):
         note(home, "starts", "start")
         print("the last words of a job that exits", file=sys.stderr, flush=True)
         sys.exit(int(manner.split()[1]))
+    if manner == "bomb":
+        bomb()
     server = socket.socket(socket.AF_UNIX)
     server.bind(given["--socket-dir"] + "/server.sock")
     server.listen()
