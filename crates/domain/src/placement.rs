@@ -57,10 +57,13 @@ pub struct Verdict {
 /// ask for. A verdict depends on its own candidate alone, so one more site never changes what is said of another.
 #[must_use]
 pub fn choose(request: &SpawnRequest, candidates: &[Candidate], policy: &Policy) -> Vec<Verdict> {
-    let mut verdicts: Vec<Verdict> =
-        candidates.iter().map(|candidate| judge(request, candidate, policy)).collect();
-    verdicts.sort_by(|a, b| (!a.fits, -a.score, &a.site).cmp(&(!b.fits, -b.score, &b.site)));
-    verdicts
+    let judged = |candidate| (expected_wait_s(candidate, policy), judge(request, candidate, policy));
+    let mut verdicts: Vec<(u32, Verdict)> = candidates.iter().map(judged).collect();
+    // What scores the same is told apart by the wait itself, which the score has in steps only, then by name.
+    verdicts.sort_by(|(a_wait_s, a), (b_wait_s, b)| {
+        (!a.fits, -a.score, a_wait_s, &a.site).cmp(&(!b.fits, -b.score, b_wait_s, &b.site))
+    });
+    verdicts.into_iter().map(|(_, verdict)| verdict).collect()
 }
 
 fn judge(request: &SpawnRequest, candidate: &Candidate, policy: &Policy) -> Verdict {
@@ -207,19 +210,24 @@ const UNFIT: i64 = -1_000_000_000_000;
 
 fn score(candidate: &Candidate, policy: &Policy) -> i64 {
     let snapshot = candidate.snapshot.as_ref();
-    let wait_s = match snapshot {
+    let wait_s = expected_wait_s(candidate, policy);
+    let step = WAIT_STEPS_S.iter().filter(|step| wait_s > **step).count() as i64;
+    let free = snapshot.and_then(|snapshot| snapshot.free_slots).unwrap_or(100).min(499);
+    let spread = i64::from(free) - i64::from(candidate.servers_of_user.min(400));
+    let kept = if candidate.site.home == Home::Kept { FOR_KEPT_FILES } else { 0 };
+    preference(&candidate.site) + kept + spread - step * PER_STEP
+}
+
+/// The wait that ranking counts with, in seconds: what the site said, or what stands for not knowing.
+fn expected_wait_s(candidate: &Candidate, policy: &Policy) -> u32 {
+    match &candidate.snapshot {
         Some(Snapshot { health: Health::Well, predicted_wait_s: Some(wait_s), .. }) => *wait_s,
         Some(Snapshot { health: Health::Well, free_slots: Some(1..), waiting: 0, .. }) => {
             policy.unknown_wait_s.min(600)
         }
         Some(Snapshot { health: Health::Well, .. }) => policy.unknown_wait_s,
         _ => policy.unknown_wait_s.saturating_mul(4), // silent, which is worse than busy
-    };
-    let step = WAIT_STEPS_S.iter().filter(|step| wait_s > **step).count() as i64;
-    let free = snapshot.and_then(|snapshot| snapshot.free_slots).unwrap_or(100).min(499);
-    let spread = i64::from(free) - i64::from(candidate.servers_of_user.min(400));
-    let kept = if candidate.site.home == Home::Kept { FOR_KEPT_FILES } else { 0 };
-    preference(&candidate.site) + kept + spread - step * PER_STEP
+    }
 }
 
 fn preference(site: &Site) -> i64 {
