@@ -433,6 +433,15 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_names_of_the_widest_characters_read_back() {
+        let widest = "\u{1f300}".repeat(255);
+        let key = key(&widest, &widest);
+        let full = key.full();
+        assert_eq!(full.len(), "main..".len() + 2 * 255 * 4 * 3);
+        assert_eq!(ServerKey::parse_full(&full).unwrap(), key);
+    }
+
+    #[test]
     fn another_spelling_of_the_same_key_is_refused() {
         for raw in
             ["main._61da.", "main.ada", "main.ada.x.y", "main.a_4.", "main.a_4G.", "main._C3_BC.", "", ".."]

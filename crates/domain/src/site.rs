@@ -99,7 +99,7 @@ pub struct Snapshot {
     pub waiting: u32,
     /// When a request made now would start, in seconds; `None` is *unknown*, which is never zero.
     pub predicted_wait_s: Option<u32>,
-    /// Servers of ours there now, by user (all hubs), waiting ones included.
+    /// Servers of ours there now, of all users and all Hubs, waiting ones included.
     pub servers: u32,
 }
 
