@@ -48,7 +48,7 @@ pub struct Run {
     pub tries: Vec<Try>,
     /// Why it is to end, once that was asked.
     pub stop: Option<Stop>,
-    /// When the first launch order went out.
+    /// When the launch order of the current attempt went out first.
     pub launched_at: Option<Moment>,
     /// When the server first answered.
     pub ready_at: Option<Moment>,

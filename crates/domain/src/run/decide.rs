@@ -256,6 +256,7 @@ impl Run {
 
     /// The site failed, or was full: fences the attempt, then the next site or the end.
     fn fail(&mut self, mut end: End, now: Moment, out: &mut Vec<Effect>) {
+        self.launched_at = None;
         if let Some(attempt) = self.tries.last_mut() {
             attempt.fenced = true;
             attempt.trouble = Some(end.message.clone());

@@ -213,6 +213,20 @@ fn an_agent_lost_while_starting_is_tried_elsewhere() {
 }
 
 #[test]
+fn the_walltime_of_a_second_attempt_counts_from_its_own_launch() {
+    let mut story = Story::starting(&["here", "far"]);
+    let walltime_s = 600;
+    story.run.walltime_s = walltime_s;
+    story.hears(Event::Report(1, ended(None, None, EndCause::CannotStart), vec![]));
+    story.hears(Event::SubmitDone(2)).after(walltime_s + 60);
+    story.hears(running(2)).hears(Event::Linked(2));
+    story.hears(Event::Report(2, Phase::Listening, vec![])).hears(Event::Answered(2, 200));
+    assert_eq!(story.run.state, State::Ready, "it has just begun to live");
+    assert_eq!(story.after(walltime_s).run.state, State::Ready);
+    assert_eq!(story.after(11).run.state, State::Stopping);
+}
+
+#[test]
 fn a_server_that_only_answers_500_ends_by_the_deadline_and_says_so() {
     let mut story = Story::starting(&["here", "far"]);
     story.hears(Event::Report(1, Phase::Listening, vec!["traceback".to_owned()]));
