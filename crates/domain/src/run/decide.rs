@@ -333,11 +333,11 @@ impl Run {
             times.extend(attempt.now.cancel_asked.map(|(asked, _)| asked.again(deadlines)));
             times.extend(attempt.now.forget_asked.map(|asked| asked.again(deadlines)));
             if let LinkNow::Down(since) = attempt.now.link {
-                times.push(since.after(HURRY));
+                times.extend([HURRY, SETTLE, deadlines.doubt].map(|wait| since.after(wait)));
             }
             times.extend([deadlines.grace, HURRY].map(|wait| self.since.after(wait)));
             if let Job::Gone { at, .. } = attempt.job {
-                times.extend([at.after(SETTLE), at.after(deadlines.doubt)]);
+                times.push(at.after(SETTLE));
             }
         }
         times.into_iter().filter(|at| *at > now).min()
@@ -399,12 +399,19 @@ impl Try {
         }
     }
 
-    /// Its job is over and its agent with it: how, if the system told. An agent that is still heard is believed
-    /// rather than its batch system, for the window of doubt; its last report may still be on its way for a moment.
+    /// Its job is over and its agent with it: how, if the system told. An agent that is heard is believed rather than
+    /// its batch system. When it falls silent after it has contradicted the list so, it has the window of doubt to come
+    /// back; otherwise its last report may still be on its way for a moment.
     fn is_lost(&self, now: Moment, deadlines: &Deadlines) -> Option<Option<JobEnd>> {
         let Job::Gone { end, at } = &self.job else { return None };
-        let believed_until = if self.is_up() { at.after(deadlines.doubt) } else { at.after(SETTLE) };
-        (now >= believed_until).then(|| end.clone())
+        let silent_since = match self.now.link {
+            LinkNow::Up => return None,
+            LinkNow::Down(since) => since,
+            LinkNow::None => *at,
+        };
+        let contradicted = silent_since > at.after(SETTLE);
+        let patience = if contradicted { deadlines.doubt } else { SETTLE };
+        (now >= silent_since.max(*at).after(patience)).then(|| end.clone())
     }
 
     /// How a run ends whose job went before its agent was home.

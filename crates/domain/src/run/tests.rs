@@ -261,10 +261,27 @@ fn a_killed_server_ends_at_once_with_its_signal() {
 #[test]
 fn an_agent_that_is_heard_is_believed_rather_than_its_batch_system() {
     let mut story = Story::ready(&["here"]);
-    story.hears_absent(1).after(30);
+    story.hears_absent(1).after(3600);
     assert_eq!(story.run.state, State::Ready);
-    story.hears(running(1)).after(3600);
+    story.hears(running(1)).after(60);
     assert_eq!(story.run.state, State::Ready, "it was seen again");
+    story.hears_absent(1).after(60).hears(Event::LinkCut(1)).after(59);
+    assert_eq!(story.run.state, State::Ready, "it was heard after that list, and may come back");
+    story.hears(Event::LinkBack(1)).after(60).hears(Event::LinkCut(1)).after(59);
+    assert_eq!(story.run.state, State::Ready, "it came back");
+    story.after(2);
+    assert_eq!(story.end().reason, EndReason::AgentLost, "neither its job nor its agent is heard of");
+}
+
+#[test]
+fn an_agent_that_contradicted_its_batch_system_may_come_back_after_a_restart_of_the_service() {
+    let mut story = Story::ready(&["here"]);
+    story.hears_absent(1).after(600);
+    story.run = reread(&story.run);
+    story.run.resume(story.now, &deadlines());
+    assert_eq!(story.after(50).run.state, State::Ready);
+    story.hears(Event::Linked(1)).after(600);
+    assert_eq!(story.run.state, State::Ready);
 }
 
 #[test]
