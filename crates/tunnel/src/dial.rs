@@ -12,8 +12,8 @@ use tracing::{debug, info, warn};
 
 use crate::connect::{Established, Failed, Way};
 use crate::lane::{LaneEnd, LaneGuard, carry};
-use crate::link::{Link, LinkState, Session, now};
-use crate::proto::handshake::Refused;
+use crate::link::{Link, LinkState, PeerInfo, Session, now};
+use crate::proto::handshake::{Refused, SEVERAL_LANES};
 use crate::proto::mux::{Limits, Side};
 
 mod pace;
@@ -22,8 +22,6 @@ use pace::Pace;
 
 /// Lanes that a dialler may be asked to keep.
 const MAX_LANES: usize = 8;
-/// Dials at one time.
-const MAX_DIALS: usize = 4;
 
 /// Where home is, how to know it, and who we are.
 #[derive(Clone, Debug)]
@@ -163,6 +161,7 @@ impl Dialer {
             dialer: self,
             dials: JoinSet::new(),
             carried: JoinSet::new(),
+            dials_of: [0; 16],
             pace: Pace::new(Instant::now()),
             resume_for: Duration::from_secs(60),
         };
@@ -177,6 +176,8 @@ struct Work {
     dialer: Dialer,
     state: watch::Receiver<LinkState>,
     dials: JoinSet<(Arc<Session>, Result<Established, Failed>)>,
+    /// The session that they name.
+    dials_of: [u8; 16],
     carried: JoinSet<LaneEnd>,
     pace: Pace,
     resume_for: Duration,
@@ -194,18 +195,23 @@ impl Work {
                 link.renew(&session, rand::random());
                 continue;
             }
-            let good = session.with(|core| core.good_lanes());
+            if session.id != self.dials_of {
+                // One that came home after the first of this session would end this one there.
+                self.drop_dials();
+                self.dials_of = session.id;
+            }
+            let (good, wanted) = (session.with(|core| core.good_lanes()), self.wanted());
             let now = Instant::now();
-            self.pace.note(good > 0, now);
-            if good >= self.dialer.lanes {
-                self.dials.abort_all();
-                self.dials.detach_all();
-            } else if now >= self.pace.next && self.dials.len() < MAX_DIALS {
+            self.pace.note(good, wanted, now);
+            if good >= wanted {
+                self.drop_dials();
+            }
+            let due = if good < wanted { self.pace.due(self.dials.len()) } else { None };
+            if due.is_some_and(|due| now >= due) {
                 self.dial(session);
                 continue;
             }
             let expires = self.expires();
-            let wait = if good >= self.dialer.lanes { None } else { Some(self.pace.next) };
             tokio::select! {
                 Some(ended) = self.carried.join_next() => self.on_lane_end(ended),
                 Some(dialled) = self.dials.join_next() => {
@@ -220,10 +226,21 @@ impl Work {
                         return DialEnd::Closed("the link is gone".to_owned());
                     }
                 }
-                () = until(wait) => {}
+                () = until(due) => {}
                 () = until(expires) => self.expire(),
             }
         }
+    }
+
+    /// Lanes to keep: several only with a home that can.
+    fn wanted(&self) -> usize {
+        let several = |home: &PeerInfo| home.capabilities.iter().any(|name| name == SEVERAL_LANES);
+        if self.dialer.link.peer().as_ref().is_some_and(several) { self.dialer.lanes } else { 1 }
+    }
+
+    fn drop_dials(&mut self) {
+        self.dials.abort_all();
+        self.dials.detach_all();
     }
 
     fn dial(&mut self, session: Arc<Session>) {
@@ -249,8 +266,7 @@ impl Work {
                 info!(reason = sentence, after_s = after.as_secs(), "home asks to come again later");
                 link.set_trouble(Some(sentence));
                 self.pace.stay_away(Instant::now(), after);
-                self.dials.abort_all();
-                self.dials.detach_all();
+                self.drop_dials();
             }
             Err(Failed::Trouble(sentence)) => {
                 debug!(reason = sentence, "a dial came to nothing");

@@ -374,7 +374,13 @@ impl Home {
         let entry =
             Entry { key: hello.key, session: hello.session, incarnation, next_lane: 1, link: link.clone() };
         if let Some(old) = links.insert(admitted.identity.clone(), entry) {
-            old.link.close("a newer link of the same agent took its place");
+            let reason = "a newer link of the same agent took its place";
+            if old.key == hello.key {
+                // The same agent, whose dials may arrive in any order: told an end for good, it would end its server.
+                old.link.set_closed(reason);
+            } else {
+                old.link.close(reason);
+            }
         }
         Ok((Welcome { incarnation, lane: 0, resume_for }, link.session(), Some(link)))
     }

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
 use crate::link::LinkState;
-use crate::proto::frame::{self, Frame};
+use crate::proto::frame::{self, CloseKind, Frame};
 use crate::proto::handshake::{Key, VERSIONS, Verdict, decode_challenge, decode_verdict};
 
 /// Admits everybody under one name.
@@ -61,8 +61,12 @@ impl Scene {
 
     /// A whole handshake of an honest agent.
     async fn enter(&mut self, key: &Key) -> Socket {
+        self.enter_as(key, [5; 16]).await
+    }
+
+    async fn enter_as(&mut self, key: &Key, session: [u8; 16]) -> Socket {
         let mut socket = self.knock().await;
-        let hello = hello(key, VERSIONS);
+        let hello = hello_of(key, session, VERSIONS);
         send(&mut socket, hello.clone()).await.unwrap();
         let challenge = receive(&mut socket).await.unwrap();
         send(&mut socket, key.prove(&hello, &challenge)).await.unwrap();
@@ -77,10 +81,14 @@ impl Scene {
 }
 
 fn hello(key: &Key, versions: (u16, u16)) -> Bytes {
+    hello_of(key, [5; 16], versions)
+}
+
+fn hello_of(key: &Key, session: [u8; 16], versions: (u16, u16)) -> Bytes {
     Hello {
         versions,
         key: key.public(),
-        session: [5; 16],
+        session,
         credential: "ticket".into(),
         home: "home:80".into(),
         software: "agent/0".into(),
@@ -100,6 +108,19 @@ async fn refusal(socket: &mut Socket) -> Refused {
         Verdict::Refused(refused) => refused,
         Verdict::Welcome(_) => panic!("welcomed"),
     }
+}
+
+/// What a lane is told before it ends.
+async fn goodbye(socket: &mut Socket) -> Option<(CloseKind, String)> {
+    let mut said = None;
+    while let Ok(mut message) = receive(socket).await {
+        while let Some(frame) = frame::next(&mut message).unwrap() {
+            if let Frame::Close { kind, reason } = frame {
+                said = Some((kind, reason));
+            }
+        }
+    }
+    said
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,14 +201,7 @@ async fn an_agent_that_breaks_the_protocol_loses_its_link_and_is_told_why() {
         let (mut scene, key) = (Scene::new(), Key::generate().unwrap());
         let mut socket = scene.enter(&key).await;
         socket.send(bad).await.unwrap();
-        let mut said = None;
-        while let Ok(mut message) = receive(&mut socket).await {
-            while let Some(frame) = frame::next(&mut message).unwrap() {
-                if let Frame::Close { reason, .. } = frame {
-                    said = Some(reason);
-                }
-            }
-        }
+        let said = goodbye(&mut socket).await.map(|(_, reason)| reason);
         assert!(said.as_ref().is_some_and(|said| said.contains(expected)), "{said:?}; expected {expected}");
         assert!(scene.link().closed().await.contains(expected));
         scene.served.join_next().await;
@@ -222,4 +236,16 @@ async fn an_agent_whose_welcome_was_lost_comes_back_to_the_same_link() {
     drop(socket);
     scene.enter(&key).await;
     assert_eq!(lock(&scene.gate.links).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_of_a_former_session_that_comes_late_ends_no_agent() {
+    let (mut scene, key) = (Scene::new(), Key::generate().unwrap());
+    let mut present = scene.enter_as(&key, [6; 16]).await;
+    let link = scene.link();
+    let _late = scene.enter_as(&key, [5; 16]).await;
+    assert_eq!(goodbye(&mut present).await, None, "the agent dials again; it is told no end");
+    assert!(link.closed().await.contains("took its place"));
+    scene.enter_as(&key, [6; 16]).await;
+    assert_eq!(scene.home.links(), 1);
 }

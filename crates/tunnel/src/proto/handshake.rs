@@ -15,7 +15,9 @@ use super::frame::{self, Broken, MAX_SENTENCE_BYTES};
 /// The versions of the protocol that this library speaks.
 pub(crate) const VERSIONS: (u16, u16) = (1, 1);
 /// What this library can do beyond its version.
-pub(crate) const CAPABILITIES: &[&str] = &["lanes"];
+pub(crate) const CAPABILITIES: &[&str] = &[SEVERAL_LANES];
+/// A session may have more than one lane.
+pub(crate) const SEVERAL_LANES: &str = "lanes";
 /// The largest message of a handshake.
 pub(crate) const MAX_HANDSHAKE_BYTES: usize = 16 * 1024;
 /// The longest credential.

@@ -105,6 +105,30 @@ async fn a_dialler_stays_away_as_long_as_retry_after_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_answers_nothing_is_dialled_every_half_second_and_each_dial_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/link", listener.local_addr().unwrap());
+    let agent = Agent::dial(config(&url, "ticket-ada"));
+    let (mut dials, mut given_up) = (0, tokio::task::JoinSet::new());
+    let accept = async {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            dials += 1;
+            given_up.spawn(async move {
+                let began = std::time::Instant::now();
+                let _ = tcp.read_to_end(&mut Vec::new()).await;
+                began.elapsed()
+            });
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(5), accept).await;
+    // At most 0.6 s between two, at least 0.4 s.
+    assert!((7..=13).contains(&dials), "{dials} dials in 5 s");
+    let first = soon("the first dial's end", given_up.join_next()).await.unwrap().unwrap();
+    assert!((Duration::from_millis(1_800)..Duration::from_secs(4)).contains(&first), "{first:?}");
+    assert!(agent.link.trouble().is_some_and(|trouble| trouble.contains("within 2 s")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_was_sent_to_another_home_is_refused() {
     let house = House::open(HomeConfig { hosts: vec!["home.example:443".into()], ..quick() }).await;
     let agent = Agent::dial(config(&house.url(), "ticket-ada"));
