@@ -29,7 +29,7 @@ mod tests;
 mod write;
 
 pub use folder::on_local_disk;
-use write::{Change, Done, Job, Writer};
+use write::{BINDING, Change, Done, Job, Writer, binding};
 
 /// Changes that may wait for the writer.
 const CHANGES_WAITING: usize = 1024;
@@ -226,7 +226,7 @@ impl Store {
     }
 
     /// Binds an agent's key to an attempt, by compare-and-set. `may_be_first` is false once the ticket's time for a
-    /// first redemption is over.
+    /// first redemption is over. Only a first redemption writes: an agent that dials again needs no room on the disk.
     pub async fn bind(
         &self,
         attempt: Attempt,
@@ -234,7 +234,15 @@ impl Store {
         may_be_first: bool,
     ) -> Result<Bound, StoreError> {
         let key = crate::seal::to_hex(key);
-        match self.change(Change::Bind { attempt, key, may_be_first }).await? {
+        let query = sqlx::query(BINDING).bind(attempt.run.to_string()).bind(i64::from(attempt.number));
+        let row = self.read(query.fetch_optional(&self.inner.readers)).await?;
+        let Some(row) = row else { return Ok(Bound::Unknown) };
+        match binding(&row, &key)? {
+            Some(bound) => return Ok(bound),
+            None if !may_be_first => return Ok(Bound::TooLate),
+            None => {}
+        }
+        match self.change(Change::Bind { attempt, key }).await? {
             Done::Bound(bound) => Ok(bound),
             Done::Written => Err(StoreError::Closed),
         }

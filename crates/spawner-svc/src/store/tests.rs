@@ -187,6 +187,19 @@ async fn many_changes_at_once_are_all_written_and_told_in_order() {
 }
 
 #[tokio::test]
+async fn an_agent_that_dials_again_is_known_while_nothing_can_be_written() {
+    let house = House::new().await;
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    let ours = house.store.bind(attempt(1, 1), &KEY, true).await.unwrap();
+    let elsewhere = SqliteConnectOptions::new().filename(house.dir.path().join("glidepath.db"));
+    let mut elsewhere = elsewhere.connect().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut elsewhere).await.unwrap();
+    let again = tokio::time::timeout(BUSY / 2, house.store.bind(attempt(1, 1), &KEY, true));
+    assert_eq!(again.await.expect("it waits for no writer").unwrap(), ours);
+    assert_eq!(house.store.bind(attempt(1, 1), &OTHER_KEY, true).await.unwrap(), Bound::ToAnotherKey);
+}
+
+#[tokio::test]
 async fn a_key_is_bound_once_and_the_same_key_may_come_again() {
     let house = House::new().await;
     house.store.create(row(1, "main.ada."), &order()).await.unwrap();

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use glidepath_domain::names::Attempt;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row as _};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Bound, EventRow, RunRow, StoreError, failed};
+use super::{Bound, EventRow, RunRow, StoreError, failed, get};
 
 /// Changes in one transaction, at most: the first of them waits for all.
 const CHANGES_TOGETHER: usize = 256;
@@ -33,7 +33,6 @@ pub(super) enum Change {
     Bind {
         attempt: Attempt,
         key: String,
-        may_be_first: bool,
     },
     Prune {
         ended_before_ms: i64,
@@ -54,6 +53,22 @@ pub(super) enum Done {
 pub(super) struct Job {
     pub(super) change: Change,
     pub(super) reply: oneshot::Sender<Result<Done, StoreError>>,
+}
+
+/// What an attempt is bound to.
+pub(super) const BINDING: &str = "SELECT a.bound_key, a.fenced, r.server_key FROM attempts a \
+                                  JOIN runs r ON r.run = a.run WHERE a.run = $1 AND a.number = $2";
+
+/// What a row of [`BINDING`] says to a key; `None` while no key is bound and one may be.
+pub(super) fn binding(row: &SqliteRow, key: &str) -> Result<Option<Bound>, StoreError> {
+    let bound: Option<String> = get(row, "bound_key")?;
+    let fenced: i64 = get(row, "fenced")?;
+    Ok(match bound {
+        Some(bound) if bound != key => Some(Bound::ToAnotherKey),
+        _ if fenced != 0 => Some(Bound::Fenced),
+        Some(_) => Some(Bound::ToThisKey { server_key: get(row, "server_key")? }),
+        None => None,
+    })
 }
 
 pub(super) struct Writer {
@@ -156,9 +171,7 @@ impl Writer {
                     told.push(self.event(row).await?);
                 }
             }
-            Change::Bind { attempt, key, may_be_first } => {
-                return self.bind(*attempt, key, *may_be_first).await.map(Done::Bound);
-            }
+            Change::Bind { attempt, key } => return self.bind(*attempt, key).await.map(Done::Bound),
             Change::Prune { ended_before_ms, keep_events } => {
                 self.prune(*ended_before_ms, *keep_events).await?;
             }
@@ -228,27 +241,16 @@ impl Writer {
         Ok(())
     }
 
-    async fn bind(&mut self, attempt: Attempt, key: &str, may_be_first: bool) -> Result<Bound, StoreError> {
+    async fn bind(&mut self, attempt: Attempt, key: &str) -> Result<Bound, StoreError> {
         let (run, number) = (attempt.run.to_string(), i64::from(attempt.number));
-        let query = "UPDATE attempts SET bound_key = $3 WHERE run = $1 AND number = $2 AND fenced = 0 \
-                     AND (bound_key = $3 OR (bound_key IS NULL AND $4 = 1))";
-        let query = sqlx::query(query).bind(&run).bind(number).bind(key).bind(i64::from(may_be_first));
-        let set = query.execute(&mut self.connection).await.map_err(written)?.rows_affected();
-        let query = "SELECT a.bound_key, a.fenced, r.server_key FROM attempts a JOIN runs r ON r.run = a.run \
-                     WHERE a.run = $1 AND a.number = $2";
-        let query = sqlx::query(query).bind(&run).bind(number);
-        let Some(row) = query.fetch_optional(&mut self.connection).await.map_err(written)? else {
-            return Ok(Bound::Unknown);
-        };
-        let bound: Option<String> = row.try_get("bound_key").map_err(written)?;
-        let fenced: i64 = row.try_get("fenced").map_err(written)?;
-        let server_key: String = row.try_get("server_key").map_err(written)?;
-        Ok(match bound {
-            _ if set > 0 => Bound::ToThisKey { server_key },
-            Some(bound) if bound != key => Bound::ToAnotherKey,
-            _ if fenced != 0 => Bound::Fenced,
-            _ => Bound::TooLate,
-        })
+        let query = "UPDATE attempts SET bound_key = $3 \
+                     WHERE run = $1 AND number = $2 AND fenced = 0 AND bound_key IS NULL";
+        let query = sqlx::query(query).bind(&run).bind(number).bind(key);
+        query.execute(&mut self.connection).await.map_err(written)?;
+        let query = sqlx::query(BINDING).bind(&run).bind(number);
+        let row = query.fetch_optional(&mut self.connection).await.map_err(written)?;
+        let Some(row) = row else { return Ok(Bound::Unknown) };
+        Ok(binding(&row, key)?.unwrap_or(Bound::TooLate))
     }
 
     async fn event(&mut self, row: &RunRow) -> Result<EventRow, StoreError> {
