@@ -25,7 +25,14 @@ pub fn run(input: &[u8]) {
 
 fn feed(side: Side, mut input: &[u8]) {
     let mut now = Instant::now();
-    let mut core = Core::new(side, Limits::default(), Duration::from_secs(5), now);
+    // So small that a short input reaches every bound.
+    let limits = Limits {
+        max_unsent: 8 << 10,
+        max_unconfirmed_of_stream: 24 << 10,
+        max_unconfirmed: 48 << 10,
+        ..Limits::default()
+    };
+    let mut core = Core::new(side, limits, Duration::from_secs(5), now);
     let mut cx = Context::from_waker(Waker::noop());
     let mut streams: Vec<u64> = (0..3).filter_map(|_| core.mux.open("fuzz", now)).collect();
     for lane in 0..2 {
@@ -85,8 +92,12 @@ fn feed(side: Side, mut input: &[u8]) {
     }
 }
 
-/// What no input may break: nobody makes this end hold more than its credit.
+/// A bound on all streams is looked at before each piece.
+const PIECE_BYTES: u64 = 32 * 1024;
+
+/// What no input may break: nobody makes this end hold more than its credit, or keep more than its own bounds.
 fn check(core: &Core) {
+    let limits = &core.mux.limits;
     assert!(core.mux.streams.len() <= 2_000);
     for stream in core.mux.streams.values() {
         let room = stream.receive_limit - stream.receive.read_offset();
@@ -95,8 +106,13 @@ fn check(core: &Core) {
             "{} bytes held where {room} are allowed",
             stream.receive.held()
         );
-        assert!(stream.send.held() <= 1 << 20 || stream.send.unsent() <= 256 * 1024);
+        assert!(stream.send.unsent() <= limits.max_unsent, "{} bytes unsent", stream.send.unsent());
+        let unconfirmed = stream.send.unconfirmed();
+        assert!(unconfirmed <= limits.max_unconfirmed_of_stream, "{unconfirmed} bytes unconfirmed");
     }
+    let unconfirmed: u64 = core.mux.streams.values().map(|stream| stream.send.unconfirmed()).sum();
+    assert_eq!(unconfirmed, core.mux.unconfirmed);
+    assert!(unconfirmed <= limits.max_unconfirmed + PIECE_BYTES, "{unconfirmed} bytes unconfirmed in all");
 }
 
 #[cfg(test)]

@@ -224,6 +224,8 @@ impl Core {
             _ => self.cut_since = None,
         }
         self.changed = true;
+        // Another lane may be the one for control and small streams.
+        self.mux.wants_lane = true;
     }
 
     fn on_lane_gone(&mut self, id: u64, received: u64, now: Instant) -> Result<(), Broken> {
@@ -242,7 +244,7 @@ impl Core {
             let mut confirmed = Vec::new();
             sent.confirm(received, |record| confirmed.push(record))?;
             for record in confirmed {
-                confirm(&mut self.mux, &mut self.gone, record);
+                confirm(&mut self.mux, &mut self.gone, record, now);
             }
             for record in sent.into_unconfirmed() {
                 self.mux.on_lost(record, now);
@@ -370,7 +372,7 @@ impl Core {
     fn on_lane_ack(&mut self, id: u64, received: u64, delay_us: u64, now: Instant) -> Result<(), Broken> {
         let Some(lane) = self.lanes.get_mut(&id) else { return Ok(()) };
         let (mux, gone) = (&mut self.mux, &mut self.gone);
-        if let Some((bytes, last)) = lane.sent.confirm(received, |record| confirm(mux, gone, record))? {
+        if let Some((bytes, last)) = lane.sent.confirm(received, |record| confirm(mux, gone, record, now))? {
             lane.pace.arrived(now, bytes, last, Duration::from_micros(delay_us));
             mux.rtt = lane.pace.rtt().unwrap_or(mux.rtt);
         }
@@ -475,13 +477,13 @@ impl Core {
 }
 
 /// Passes on what a lane confirmed.
-fn confirm(mux: &mut Mux, gone: &mut BTreeMap<u64, Gone>, record: Record) {
+fn confirm(mux: &mut Mux, gone: &mut BTreeMap<u64, Gone>, record: Record, now: Instant) {
     match record {
         Record::LaneGone(id) => {
             if let Some(gone) = gone.get_mut(&id) {
                 gone.told = true;
             }
         }
-        record => mux.on_confirmed(record),
+        record => mux.on_confirmed(record, now),
     }
 }

@@ -30,13 +30,23 @@ pub(crate) struct Limits {
     pub(crate) window_pool: u64,
     /// Bytes that a stream takes from its writer before they are sent.
     pub(crate) max_unsent: u64,
+    /// Bytes of one stream, and of all streams of the link, that may be sent and not yet confirmed.
+    pub(crate) max_unconfirmed_of_stream: u64,
+    pub(crate) max_unconfirmed: u64,
     /// Streams that this end may have open at one time.
     pub(crate) max_open: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_window: 8 << 20, window_pool: 32 << 20, max_unsent: 128 << 10, max_open: 1024 }
+        Limits {
+            max_window: 8 << 20,
+            window_pool: 32 << 20,
+            max_unsent: 128 << 10,
+            max_unconfirmed_of_stream: 16 << 20,
+            max_unconfirmed: 64 << 20,
+            max_open: 1024,
+        }
     }
 }
 
@@ -79,6 +89,10 @@ pub(crate) struct Mux {
     control: VecDeque<u64>,
     sparse: VecDeque<u64>,
     bulk: VecDeque<u64>,
+    /// Streams that wait until less is unconfirmed.
+    parked: VecDeque<u64>,
+    /// Bytes of all streams that were sent and are not confirmed.
+    pub(crate) unconfirmed: u64,
     /// What credits exceed their first ones by.
     pool_used: u64,
     pub(crate) rtt: Duration,
@@ -112,6 +126,8 @@ impl Mux {
             control: VecDeque::new(),
             sparse: VecDeque::new(),
             bulk: VecDeque::new(),
+            parked: VecDeque::new(),
+            unconfirmed: 0,
             pool_used: 0,
             rtt: Duration::from_millis(50),
             wakes: Vec::new(),
@@ -245,6 +261,7 @@ impl Mux {
         stream.reader = None;
         stream.writer = None;
         if !stream.finished && !stream.reset {
+            self.unconfirmed -= stream.send.unconfirmed();
             stream.start_reset();
         }
         if !stream.receive_done() {
@@ -355,8 +372,10 @@ impl Mux {
     pub(crate) fn on_stop(&mut self, id: u64, now: Instant) -> Result<(), Broken> {
         let Some(stream) = self.spoken_of(id, now)? else { return Ok(()) };
         if !stream.reset && !stream.send_done() {
+            let unconfirmed = stream.send.unconfirmed();
             stream.start_reset();
             let wake = stream.writer.take();
+            self.unconfirmed -= unconfirmed;
             self.wakes.extend(wake);
             self.queue_control(id);
         }
@@ -389,11 +408,16 @@ impl Mux {
 
     // ---- what lanes report ----
 
-    pub(crate) fn on_confirmed(&mut self, record: Record) {
+    pub(crate) fn on_confirmed(&mut self, record: Record, now: Instant) {
         let (Record::Data(id, _) | Record::Fin(id) | Record::Reset(id)) = record else { return };
         let Some(stream) = self.streams.get_mut(&id) else { return };
         match record {
-            Record::Data(_, range) => stream.send.ack(range),
+            Record::Data(_, range) => {
+                let before = stream.send.unconfirmed();
+                stream.send.ack(range);
+                self.unconfirmed -= before - stream.send.unconfirmed();
+                self.schedule(id, now);
+            }
             Record::Fin(_) => stream.fin_acked = true,
             _ => stream.reset_acked = true,
         }
@@ -429,6 +453,7 @@ impl Mux {
             Record::Credit(_) => stream.credit_due = true,
             _ => {}
         }
+        self.unpark_one(id);
         self.queue_control(id);
         self.schedule(id, now);
     }
@@ -446,9 +471,12 @@ impl Mux {
             self.wakes.extend(stream.writer.take());
         }
         self.over = true;
-        for queue in [&mut self.control, &mut self.sparse, &mut self.bulk, &mut self.waiting] {
+        for queue in
+            [&mut self.control, &mut self.sparse, &mut self.bulk, &mut self.parked, &mut self.waiting]
+        {
             queue.clear();
         }
+        self.unconfirmed = 0;
         self.own_alive = 0;
         self.has_incoming = true;
     }
@@ -492,7 +520,7 @@ impl Mux {
     fn schedule(&mut self, id: u64, now: Instant) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.queued == Queued::No
-            && stream.can_send()
+            && stream.can_send(self.limits.max_unconfirmed_of_stream)
         {
             stream.queued = stream.queue_for(now);
             match stream.queued {
@@ -500,6 +528,28 @@ impl Mux {
                 _ => self.sparse.push_back(id),
             }
             self.wants_lane = true;
+        }
+    }
+
+    /// Lets streams go on that waited until less is unconfirmed.
+    fn unpark(&mut self, now: Instant) {
+        if self.unconfirmed < self.limits.max_unconfirmed {
+            for id in std::mem::take(&mut self.parked) {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.queued = Queued::No;
+                }
+                self.schedule(id, now);
+            }
+        }
+    }
+
+    /// Takes a stream out of those that wait: what was lost is sent again, however much is unconfirmed.
+    fn unpark_one(&mut self, id: u64) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.queued == Queued::Parked
+        {
+            stream.queued = Queued::No;
+            self.parked.retain(|other| *other != id);
         }
     }
 
@@ -528,6 +578,7 @@ impl Mux {
         room: u64,
         now: Instant,
     ) {
+        self.unpark(now);
         let enough = MESSAGE_BYTES.min(out.len() + room as usize);
         while out.len() < enough
             && let Some(id) = self.sparse.pop_front()
@@ -544,6 +595,7 @@ impl Mux {
         room: u64,
         now: Instant,
     ) {
+        self.unpark(now);
         let enough = MESSAGE_BYTES.min(out.len() + room as usize);
         while out.len() < enough
             && let Some(id) = self.bulk.pop_front()
@@ -553,15 +605,23 @@ impl Mux {
     }
 
     fn fill_from(&mut self, id: u64, out: &mut BytesMut, records: &mut Vec<Record>, now: Instant) {
-        let max_unsent = self.limits.max_unsent;
+        let (max_unsent, most) = (self.limits.max_unsent, self.limits.max_unconfirmed_of_stream);
         let Some(stream) = self.streams.get_mut(&id) else { return };
+        if self.unconfirmed >= self.limits.max_unconfirmed && !stream.send.has_lost() {
+            stream.queued = Queued::Parked;
+            self.parked.push_back(id);
+            return;
+        }
         let was = std::mem::replace(&mut stream.queued, Queued::No);
-        let Some((offset, bytes, again)) = stream.send.take(CHUNK_BYTES, stream.send_limit) else { return };
+        let Some((offset, bytes, again)) = stream.send.take(CHUNK_BYTES, stream.may_send_to(most)) else {
+            return;
+        };
         let length = bytes.len() as u64;
         frame::put_with(out, frame::DATA, &[id, offset], &bytes);
         records.push(Record::Data(id, offset..offset + length));
         if !again {
             self.bytes_out += length;
+            self.unconfirmed += length;
         }
         stream.note_sent(length, now);
         if stream.fin_due() {
@@ -571,7 +631,7 @@ impl Mux {
             stream.writer_waits = false;
             self.wakes.extend(stream.writer.take());
         }
-        if stream.can_send() {
+        if stream.can_send(most) {
             stream.queued = if was == Queued::Bulk { was } else { stream.queue_for(now) };
             match stream.queued {
                 Queued::Bulk => self.bulk.push_back(id),

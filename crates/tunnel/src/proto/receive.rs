@@ -6,14 +6,15 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::frame::Broken;
 
-/// Smaller pieces are copied together, so that a piece never keeps a much larger read buffer alive.
+/// Smaller pieces are gathered.
 const SMALL_BYTES: usize = 4 * 1024;
 /// Small pieces are gathered up to this.
 const GATHER_BYTES: usize = 32 * 1024;
 /// Holes between pieces that came early. More is no honest sender.
 const MAX_HOLES: usize = 1024;
 
-/// Bytes of one direction, from the first unread one on.
+/// Bytes of one direction, from the first unread one on. Every piece is copied: as a slice it would keep alive the
+/// message it came in, and the socket's buffer that the message came in, and both may be much larger.
 #[derive(Debug, Default)]
 pub(crate) struct ReceiveBuffer {
     ready: VecDeque<Bytes>,
@@ -90,7 +91,7 @@ impl ReceiveBuffer {
             if !self.tail.is_empty() {
                 self.ready.push_back(self.tail.split().freeze());
             }
-            self.ready.push_back(bytes);
+            self.ready.push_back(Bytes::copy_from_slice(&bytes));
         }
     }
 
@@ -202,6 +203,16 @@ mod tests {
             }
             prop_assert_eq!(fresh, 40_000);
             prop_assert!(out == whole);
+        }
+    }
+
+    #[test]
+    fn a_piece_keeps_nothing_alive_of_the_message_that_it_came_in() {
+        for offset in [0, 7] {
+            let message = Bytes::from(vec![1; 256 * 1024]);
+            let mut buffer = ReceiveBuffer::default();
+            buffer.push(offset, message.slice(..8 * 1024)).unwrap();
+            assert!(message.is_unique(), "a piece at {offset}");
         }
     }
 

@@ -35,6 +35,20 @@ impl SendBuffer {
         self.end - self.next
     }
 
+    /// Sent, and the other end has not said that it has it.
+    pub(crate) fn unconfirmed(&self) -> u64 {
+        self.next - self.base
+    }
+
+    /// The first byte that was never sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.next
+    }
+
+    pub(crate) fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
     pub(crate) fn end(&self) -> u64 {
         self.end
     }

@@ -51,8 +51,12 @@ fn byte_at(id: u64, from: usize, offset: u64) -> u8 {
 
 impl World {
     fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
         let now = Instant::now();
-        let end = |side| Core::new(side, Limits::default(), HEARTBEAT, now);
+        let end = |side| Core::new(side, limits.clone(), HEARTBEAT, now);
         World {
             now,
             ends: [end(Side::Home), end(Side::Agent)],
@@ -231,7 +235,11 @@ impl World {
             for stream in end.mux.streams.values() {
                 assert!(stream.receive.held() <= stream.receive_limit - stream.receive.read_offset());
                 assert!(stream.window <= end.mux.limits.max_window);
+                assert!(stream.send.unconfirmed() <= end.mux.limits.max_unconfirmed_of_stream);
             }
+            let unconfirmed: u64 = end.mux.streams.values().map(|stream| stream.send.unconfirmed()).sum();
+            assert_eq!(unconfirmed, end.mux.unconfirmed);
+            assert!(unconfirmed < end.mux.limits.max_unconfirmed + 32 * 1024);
             assert!(end.mux.streams.len() <= end.mux.limits.max_open + FIRST_STREAMS as usize * 2);
         }
     }
@@ -368,6 +376,52 @@ proptest! {
         }
         world.finish_all();
     }
+
+    #[test]
+    fn tight_bounds_on_what_is_unconfirmed_stop_no_stream_for_good(
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let tight = Limits {
+            max_unconfirmed_of_stream: 40 << 10,
+            max_unconfirmed: 64 << 10,
+            ..Limits::default()
+        };
+        let mut world = World::with(tight);
+        for step in steps {
+            world.take(step);
+        }
+        world.finish_all();
+    }
+}
+
+#[test]
+fn an_end_that_grants_much_and_confirms_nothing_makes_the_other_keep_little() {
+    let now = Instant::now();
+    let limits = Limits { max_unconfirmed_of_stream: 1 << 20, max_unconfirmed: 2 << 20, ..Limits::default() };
+    let (unsent, most) = (limits.max_unsent, limits.max_unconfirmed);
+    let mut core = Core::new(Side::Home, limits, HEARTBEAT, now);
+    let mut cx = Context::from_waker(Waker::noop());
+    let ids: Vec<u64> = (0..4).map(|_| core.mux.open("bulk", now).unwrap()).collect();
+    for lane in 0..100 {
+        core.add_lane(lane, now);
+        for id in &ids {
+            let mut grant = BytesMut::new();
+            Frame::Credit { stream: *id, limit: 1 << 61 }.put(&mut grant);
+            core.receive(lane, grant.freeze(), now).unwrap();
+        }
+        let mut out = BytesMut::new();
+        for _ in 0..50 {
+            for id in &ids {
+                core.mux.write(*id, &[7; 64 * 1024], now, &mut cx);
+            }
+            while core.transmit(lane, now, &mut out, &cx) {
+                out.clear();
+            }
+        }
+        core.lose_lane(lane, now);
+    }
+    let held: u64 = core.mux.streams.values().map(|stream| stream.send.held()).sum();
+    assert!(held > most && held <= most + 32 * 1024 + unsent * 4, "{held} bytes held");
 }
 
 #[test]

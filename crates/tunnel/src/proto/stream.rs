@@ -24,6 +24,8 @@ pub(crate) enum Queued {
     No,
     Sparse,
     Bulk,
+    /// In neither: too much is unconfirmed.
+    Parked,
 }
 
 #[derive(Debug)]
@@ -140,8 +142,15 @@ impl StreamState {
             && (self.open_due || self.reset_due || self.stop_due || self.credit_due || self.fin_due())
     }
 
-    pub(crate) fn can_send(&self) -> bool {
-        !self.held_back && !self.reset && self.send.can_send(self.send_limit)
+    pub(crate) fn can_send(&self, most_unconfirmed: u64) -> bool {
+        !self.held_back && !self.reset && self.send.can_send(self.may_send_to(most_unconfirmed))
+    }
+
+    /// How far this direction may go: its credit, and what may be unconfirmed of it. The other end decides on the
+    /// first alone, and could keep any number of bytes here by never confirming one.
+    pub(crate) fn may_send_to(&self, most_unconfirmed: u64) -> u64 {
+        let confirmed = self.send.sent() - self.send.unconfirmed();
+        self.send_limit.min(confirmed + most_unconfirmed)
     }
 
     /// Puts every frame that is due, beside data.
