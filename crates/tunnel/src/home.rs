@@ -12,7 +12,6 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite};
@@ -27,6 +26,13 @@ use crate::proto::handshake::{self, Challenge, Hello, Refused, Welcome};
 use crate::proto::mux::{Limits, Side};
 use crate::upgrade::{self, Asked};
 
+mod places;
+
+use places::Places;
+
+/// An agent sends each message of its handshake within this.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(3);
+
 /// What the home end allows and how long it waits.
 #[derive(Clone, Debug)]
 pub struct HomeConfig {
@@ -34,7 +40,7 @@ pub struct HomeConfig {
     pub software: String,
     /// How long a link without a lane waits for its agent before it closes.
     pub resume_for: Duration,
-    /// Handshakes at one time; beyond that a dialler hears 503 with `Retry-After`.
+    /// Handshakes at one time, a quarter of them from one address; beyond that a dialler hears 503 with `Retry-After`.
     pub max_handshakes: usize,
     /// One deadline over upgrade, handshake and the gate's answer.
     pub handshake_for: Duration,
@@ -136,7 +142,7 @@ pub struct HomeEnd {
 struct Home {
     config: HomeConfig,
     gate: Arc<dyn Gate>,
-    handshakes: Semaphore,
+    handshakes: Places,
     links: Mutex<HashMap<String, Entry>>,
     leaving: CancellationToken,
 }
@@ -165,6 +171,8 @@ enum Failed {
     Message(#[from] BadMessage),
     #[error("the agent broke the protocol: {0}")]
     Broken(#[from] Broken),
+    #[error("the agent sent nothing for {} s", MESSAGE_WITHIN.as_secs())]
+    Silent(#[from] tokio::time::error::Elapsed),
     #[error("the link ended during the handshake")]
     Ended,
 }
@@ -179,7 +187,7 @@ impl HomeEnd {
     /// A home without links. Must be called inside a tokio runtime.
     pub fn new(config: HomeConfig, gate: Arc<dyn Gate>) -> Self {
         let home = Arc::new(Home {
-            handshakes: Semaphore::new(config.max_handshakes),
+            handshakes: Places::new(config.max_handshakes),
             config,
             gate,
             links: Mutex::new(HashMap::new()),
@@ -245,9 +253,9 @@ impl Home {
                 return Ok(None);
             }
         };
-        // One permit from here to the verdict; the head of a request costs nothing worth limiting here.
-        let permit = self.handshakes.try_acquire();
-        if permit.is_err() || self.leaving.is_cancelled() {
+        // One place from here to the verdict; the head of a request costs nothing worth limiting here.
+        let place = self.handshakes.take(peer);
+        if place.is_none() || self.leaving.is_cancelled() {
             let header = format!("Retry-After: {}\r\n", self.config.retry_after.as_secs().max(1));
             let sentence = "this home takes no more links at this moment";
             upgrade::refuse(&mut io, "503 Service Unavailable", &header, sentence).await?;
@@ -263,6 +271,7 @@ impl Home {
         match self.decide(&mut socket, peer).await? {
             Act::Lane(lane) => Ok(Some((socket, lane))),
             Act::Refused => {
+                drop(place);
                 let _ = socket.close(None).await;
                 // The agent closes first: what was said last must not be lost in a reset connection.
                 while let Some(Ok(_)) = socket.next().await {}
@@ -275,7 +284,7 @@ impl Home {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let raw_hello = receive(socket).await?;
+        let raw_hello = timeout(MESSAGE_WITHIN, receive(socket)).await??;
         let hello = Hello::decode(&raw_hello)?;
         let version = match handshake::choose_version(hello.versions) {
             Ok(version) => version,
@@ -297,7 +306,7 @@ impl Home {
         };
         let raw_challenge = challenge.encode();
         send(socket, raw_challenge.clone()).await?;
-        let proof = receive(socket).await?;
+        let proof = timeout(MESSAGE_WITHIN, receive(socket)).await??;
         if !handshake::verify(&hello.key, &raw_hello, &raw_challenge, &proof)? {
             warn!(%peer, software = hello.software, "an agent could not prove that it holds its key");
             let sentence = "the proof of the key is wrong".to_owned();

@@ -54,7 +54,7 @@ impl SendBuffer {
     }
 
     /// Bytes held in memory.
-    #[cfg(any(test, feature = "fuzz"))]
+    #[cfg(test)]
     pub(crate) fn held(&self) -> u64 {
         self.end - self.base
     }

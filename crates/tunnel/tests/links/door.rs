@@ -89,6 +89,28 @@ async fn too_many_handshakes_are_told_when_to_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_takes_all_places_of_its_address_keeps_no_agent_out() {
+    let mut house = House::open(HomeConfig { max_handshakes: 8, ..quick() }).await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let stranger = tokio::net::TcpSocket::new_v4().unwrap();
+        stranger.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let mut tcp = stranger.connect(house.address).await.unwrap();
+        tcp.write_all(UPGRADE.as_bytes()).await.unwrap();
+        let mut head = [0; 12];
+        soon("an answer", tcp.read_exact(&mut head)).await.unwrap();
+        held.push((head, tcp));
+    }
+    let upgraded = held.iter().filter(|(head, _)| head == b"HTTP/1.1 101").count();
+    assert_eq!(upgraded, 2, "a quarter of the places");
+    let _agent = Agent::dial(config(&house.url(), "ticket-ada"));
+    house.arrival().await;
+    let (_, silent) = &mut held[0];
+    let ended = tokio::time::timeout(Duration::from_secs(6), silent.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok(), "who says nothing after the upgrade loses its place before the whole deadline");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dialler_stays_away_as_long_as_retry_after_says() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/link", listener.local_addr().unwrap());
