@@ -30,6 +30,9 @@ mod places;
 
 use places::Places;
 
+/// A link waits longer than its agent is told by this part of it: when its way is back in the last moment, the agent
+/// still has to wait for its next dial and for the round trips of a handshake.
+const SLACK: u32 = 12;
 /// An agent sends each message of its handshake within this.
 const MESSAGE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -38,7 +41,7 @@ const MESSAGE_WITHIN: Duration = Duration::from_secs(3);
 pub struct HomeConfig {
     /// Name and version that agents see.
     pub software: String,
-    /// How long a link without a lane waits for its agent before it closes.
+    /// How long a cut may last that a link survives; it waits a twelfth longer for its agent's handshake.
     pub resume_for: Duration,
     /// Handshakes at one time, a quarter of them from one address; beyond that a dialler hears 503 with `Retry-After`.
     pub max_handshakes: usize,
@@ -423,7 +426,7 @@ impl Home {
                 over.push((entry.link.clone(), "home is going away".to_owned()));
                 return false;
             }
-            if away.is_some_and(|away| away > self.config.resume_for) {
+            if away.is_some_and(|away| away > self.config.resume_for + self.config.resume_for / SLACK) {
                 let reason =
                     format!("the agent was away for more than {} s", self.config.resume_for.as_secs());
                 over.push((entry.link.clone(), reason));
