@@ -18,6 +18,8 @@ use super::stream::{CHUNK_BYTES, Queued, StreamState};
 pub(crate) const FIRST_WINDOW_BYTES: u64 = 256 * 1024;
 /// Streams that each end may open before it is granted more.
 pub(crate) const FIRST_STREAMS: u64 = 128;
+/// Streams that each end may have open at one time.
+pub(crate) const MAX_STREAMS: u64 = 512;
 /// A message is closed when it reaches this size.
 pub(crate) const MESSAGE_BYTES: usize = 64 * 1024;
 
@@ -45,7 +47,7 @@ impl Default for Limits {
             max_unsent: 128 << 10,
             max_unconfirmed_of_stream: 16 << 20,
             max_unconfirmed: 64 << 20,
-            max_open: 1024,
+            max_open: MAX_STREAMS as usize,
         }
     }
 }
@@ -82,6 +84,7 @@ pub(crate) struct Mux {
     waiting: VecDeque<u64>,
     /// Which streams of the other end have been seen, by number; how many it may open, and have been forgotten.
     seen: Ranges,
+    seen_ever: u64,
     granted: u64,
     forgotten: u64,
     grant_due: bool,
@@ -119,6 +122,7 @@ impl Mux {
             own_alive: 0,
             waiting: VecDeque::new(),
             seen: Ranges::default(),
+            seen_ever: 0,
             granted: FIRST_STREAMS,
             forgotten: 0,
             grant_due: false,
@@ -145,7 +149,7 @@ impl Mux {
     }
 
     pub(crate) fn streams_ever(&self) -> u64 {
-        self.opened + self.forgotten + self.streams.len() as u64 - self.own_alive as u64
+        self.opened + self.seen_ever
     }
 
     // ---- the handles' side ----
@@ -294,6 +298,8 @@ impl Mux {
             return Err(Broken::Rule("more streams than were granted"));
         }
         self.seen.insert(index..index + 1);
+        self.seen_ever += 1;
+        self.grant();
         Ok(Some(self.streams.entry(id).or_insert_with(|| StreamState::new(now))))
     }
 
@@ -496,11 +502,19 @@ impl Mux {
             }
         } else {
             self.forgotten += 1;
-            if self.forgotten + FIRST_STREAMS >= self.granted + FIRST_STREAMS / 4 {
-                self.granted = self.forgotten + FIRST_STREAMS;
-                self.grant_due = true;
-                self.wants_lane = true;
-            }
+            self.grant();
+        }
+    }
+
+    /// Grants more streams as those granted are used, up to the most at one time.
+    fn grant(&mut self) {
+        let open = self.seen_ever - self.forgotten;
+        let granted = self.forgotten + (open + FIRST_STREAMS).min(MAX_STREAMS);
+        let few_left = self.granted - self.seen_ever < FIRST_STREAMS / 4;
+        if granted >= self.granted + FIRST_STREAMS / 4 || (few_left && granted > self.granted) {
+            self.granted = granted;
+            self.grant_due = true;
+            self.wants_lane = true;
         }
     }
 

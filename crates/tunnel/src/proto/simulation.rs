@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::frame::{CloseKind, Frame};
 use super::lane::Health;
-use super::mux::{FIRST_STREAMS, FIRST_WINDOW_BYTES, Limits, Outcome, Side};
+use super::mux::{FIRST_WINDOW_BYTES, Limits, MAX_STREAMS, Outcome, Side};
 use super::{Core, Received};
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -240,7 +240,7 @@ impl World {
             let unconfirmed: u64 = end.mux.streams.values().map(|stream| stream.send.unconfirmed()).sum();
             assert_eq!(unconfirmed, end.mux.unconfirmed);
             assert!(unconfirmed < end.mux.limits.max_unconfirmed + 32 * 1024);
-            assert!(end.mux.streams.len() <= end.mux.limits.max_open + FIRST_STREAMS as usize * 2);
+            assert!(end.mux.streams.len() <= end.mux.limits.max_open + MAX_STREAMS as usize);
         }
     }
 
@@ -526,15 +526,16 @@ fn a_fast_reader_is_granted_a_wider_window_and_all_windows_stay_in_their_pool() 
 }
 
 #[test]
-fn streams_beyond_the_grant_wait_and_open_when_others_end() {
+fn as_many_streams_open_at_once_as_may_and_one_more_is_refused_rather_than_waiting() {
     let mut world = World::new();
     world.add_lane(Duration::from_millis(1));
-    let ids: Vec<u64> = (0..FIRST_STREAMS + 10).map(|_| world.open(0).unwrap()).collect();
+    let ids: Vec<u64> = (0..MAX_STREAMS).map(|_| world.open(0).unwrap()).collect();
+    assert_eq!(world.open(0), None);
     for id in &ids {
         world.write(0, *id, 10);
     }
     world.pass(Duration::from_secs(1));
-    assert_eq!(world.handles[1].len() as u64, FIRST_STREAMS);
+    assert_eq!(world.handles[1].len() as u64, MAX_STREAMS, "each arrives while none has ended");
     for id in &ids[..40] {
         for side in 0..2 {
             world.finish(side, *id);
@@ -547,8 +548,27 @@ fn streams_beyond_the_grant_wait_and_open_when_others_end() {
         }
     }
     world.pass(Duration::from_secs(1));
-    assert_eq!(world.handles[1].len() as u64, FIRST_STREAMS + 10 - 40);
+    for _ in 0..40 {
+        world.open(0).unwrap();
+    }
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.handles[1].len() as u64, MAX_STREAMS);
+    for end in &mut world.ends {
+        assert_eq!(end.mux.streams_ever(), MAX_STREAMS + 40);
+    }
     world.finish_all();
+}
+
+#[test]
+fn streams_are_counted_once_also_when_the_session_is_over() {
+    let mut world = World::new();
+    world.add_lane(Duration::from_millis(1));
+    for side in [0, 1, 1] {
+        world.open(side).unwrap();
+    }
+    world.pass(Duration::from_millis(100));
+    world.ends[0].end_quietly(true, "over");
+    assert_eq!(world.ends[0].mux.streams_ever(), 3);
 }
 
 #[test]
