@@ -10,7 +10,7 @@ help: ## Shows this list
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Runs a real JupyterHub with two sites on http://127.0.0.1:$(PORT); keeps its files in DEMO_DIR
-	@PORT=$(PORT) DEMO_DIR=$(DEMO_DIR) scripts/demo
+	@PORT="$(PORT)" DEMO_DIR="$(DEMO_DIR)" scripts/demo
 
 test: ## Sets up and runs everything; ends with a table of stages and their minutes
 	@scripts/test
