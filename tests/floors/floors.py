@@ -33,6 +33,7 @@ FOREIGN = {
 }
 #: What pure code does not call.
 IMPURE = re.compile(r"\b(?:std::(?:fs|net|process|thread)\b|SystemTime::now|Instant::now)")
+IMPURE_ROOMS = {"fs", "net", "process", "thread"}
 
 #: Inside spawner-svc: the floor of each room. A room uses those below it, and neighbours that no wall hides.
 ROOMS = {
@@ -112,26 +113,32 @@ def broken_walls(sources: Mapping[str, str]) -> list[str]:
 
 def impure(sources: Mapping[str, str]) -> list[str]:
     """Where code of a pure crate asks the world. Keys are paths below `src`."""
-    return [
-        f"{path}: {found.group()} in a pure crate"
-        for path, text in sorted(sources.items())
-        for found in IMPURE.finditer(without_tests_and_comments(text))
-        if not path.endswith("tests.rs")
-    ]
+    broken = []
+    for path, text in sorted(sources.items()):
+        if path.endswith("tests.rs"):
+            continue
+        code = without_tests_and_comments(text)
+        asked = {found.group() for found in IMPURE.finditer(code)}
+        asked |= {f"std::{room}" for room in grouped(code, "std::{") & IMPURE_ROOMS}
+        broken += [f"{path}: {what} in a pure crate" for what in sorted(asked)]
+    return broken
 
 
 def rooms_named(code: str, path: str) -> set[str]:
-    """The top modules that this file names: `crate::x`, `crate::{x, y}`, and `super::x` from a file of the top."""
-    named = set(re.findall(r"\bcrate::(?:\{)?\s*([a-z_]+)", code))
-    starts = ["crate::{"]
-    if "/" not in path:
-        named |= set(re.findall(r"\bsuper::([a-z_]+)", code))
-        starts.append("super::{")
-    for start in starts:
-        at = code.find(start)
-        while at >= 0:
-            named |= first_words(code, at + len(start))
-            at = code.find(start, at + 1)
+    """The top modules that this file names: `crate::x`, `crate::{x, y}`, and as many `super::` as lead to the top."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    named: set[str] = set()
+    for start in ("crate::", r"super::" * len(parts)):
+        named |= set(re.findall(rf"\b(?<!super::){start}([a-z_]+)", code)) - {"super"}
+        named |= grouped(code, start + "{")
+    return named
+
+
+def grouped(code: str, start: str) -> set[str]:
+    """The first words of every use tree that opens with `start`."""
+    named: set[str] = set()
+    for found in re.finditer(rf"\b(?<!super::){re.escape(start)}", code):
+        named |= first_words(code, found.end())
     return named
 
 

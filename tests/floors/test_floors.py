@@ -88,6 +88,9 @@ def test_a_crate_without_a_floor_is_told(metadata: dict[str, Any]) -> None:
         ("spawn/order.rs", "use crate::proxy::Relay;", "spawn and proxy meet only in arrivals"),
         ("proxy.rs", "use crate::{config::Config, spawn::Spawner};", "proxy and spawn meet only in arrivals"),
         ("proxy.rs", "use super::{config, spawn};", "proxy and spawn meet only in arrivals"),
+        ("spawn/driver.rs", "use super::super::proxy::Relay;", "spawn and proxy meet only in arrivals"),
+        ("spawn/driver.rs", "use super::super::{proxy, store};", "spawn and proxy meet only in arrivals"),
+        ("spawn/driver/step.rs", "use super::super::super::proxy::Relay;", "spawn and proxy meet only in arrivals"),
         ("store/rows.rs", "fn a() { crate::http::answer() }", "store must not look up to http"),
         ("spawn.rs", "use glidepath_backends::process::Process;", "only app and config name a concrete backend"),
         (
@@ -110,6 +113,8 @@ def test_a_forbidden_import_is_told(path: str, text: str, sentence: str) -> None
             "proxy.rs",
             '#[cfg(test)]\nmod tests { use crate::spawn::Spawner; }\nconst NAME: &str = "crate::spawn";',
         ),
+        ("spawn/driver.rs", "use super::proxy::Wire;"),  # a room's own file of that name
+        ("spawn/driver/step.rs", "use super::super::proxy::Wire;"),
         ("app.rs", "use crate::{http, proxy, spawn};\nuse glidepath_backends::process;"),
         (
             "http/convert.rs",
@@ -121,6 +126,15 @@ def test_an_allowed_import_is_not_told(path: str, text: str) -> None:
     assert broken_walls({path: text}) == []
 
 
-@pytest.mark.parametrize("text", ["use std::fs::File;", "let now = Instant::now();", "std::net::lookup()"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "use std::fs::File;",
+        "let now = Instant::now();",
+        "std::net::lookup()",
+        "use std::{collections::BTreeMap, fs};",
+        "use std::{\n    net::{IpAddr, TcpStream},\n};",
+    ],
+)
 def test_asking_the_world_in_pure_code_is_told(text: str) -> None:
     assert len(impure({"placement.rs": text})) == 1
