@@ -184,6 +184,15 @@ fn a_dial_that_cannot_be_is_refused_at_once_with_what_to_write() {
     let mut lanes = config("ws://home/link", "t");
     lanes.lanes = 0;
     assert!(matches!(dialer(lanes), Err(BadDial::Limit(_))));
+    let heartbeat = |of: Duration| {
+        let mut config = config("ws://home/link", "t");
+        config.heartbeat = of;
+        dialer(config).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(heartbeat(Duration::from_secs(55)), Ok(()));
+    for bad in [55_001, 60_000, 99].map(Duration::from_millis) {
+        assert!(heartbeat(bad).is_err_and(|told| told.contains("0.1 to 55 s")), "{bad:?}");
+    }
     let mut pin = config("wss://home/link", "t");
     pin.trust = Trust::KeyPin("nonsense".into());
     assert!(matches!(dialer(pin), Err(BadDial::Trust(_))));
