@@ -1,6 +1,7 @@
 //! One dial: TCP, the proxy's CONNECT, TLS, the WebSocket upgrade, the handshake. One try, no repetition, no
 //! deadline: both are the caller's.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub(crate) struct Established {
 pub(crate) enum Failed {
     /// Home said no, for good or for a while.
     Refused(Refused),
+    /// Nobody listens at home's own address: every connection was refused there, and no proxy stands between.
+    Nobody(String),
     /// Anything else, in words.
     Trouble(String),
 }
@@ -129,12 +132,16 @@ impl Way {
         Ok(Established { socket, welcome, about })
     }
 
-    async fn connect(&self) -> Result<Box<dyn Io>, String> {
+    async fn connect(&self) -> Result<Box<dyn Io>, Failed> {
         let (host, port) = match &self.proxy {
             Some(proxy) => (proxy.host.as_str(), proxy.port),
             None => (self.host.as_str(), self.port),
         };
-        let mut tcp = connect_tcp(host, port).await?;
+        let mut tcp =
+            connect_tcp(host, port).await.map_err(|unreached| match (&self.proxy, unreached.refused) {
+                (None, true) => Failed::Nobody(unreached.sentence),
+                _ => Failed::Trouble(unreached.sentence),
+            })?;
         if let Some(proxy) = &self.proxy {
             proxy::connect(&mut tcp, proxy, &self.authority()).await?;
         }
@@ -216,10 +223,17 @@ fn refused_by_http(status: StatusCode, headers: &http::HeaderMap) -> Failed {
     }
 }
 
+/// Why no connection came about.
+struct Unreached {
+    sentence: String,
+    /// Every address of the host refused it.
+    refused: bool,
+}
+
 /// Tries a host's addresses one beside the other, each a little later, so that a dead one costs no dial.
-async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, String> {
-    let addresses: Vec<SocketAddr> =
-        lookup_host((host, port)).await.map_err(|error| format!("{host} has no address: {error}"))?.collect();
+async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, Unreached> {
+    let unknown = |error| Unreached { sentence: format!("{host} has no address: {error}"), refused: false };
+    let addresses: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(unknown)?.collect();
     let mut tries: FuturesUnordered<_> = addresses
         .iter()
         .enumerate()
@@ -230,12 +244,16 @@ async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, String> {
             Ok::<_, std::io::Error>(tcp)
         })
         .collect();
-    let mut last = format!("{host} has no address");
+    let mut unreached =
+        Unreached { sentence: format!("{host} has no address"), refused: !addresses.is_empty() };
     while let Some(tried) = tries.next().await {
         match tried {
             Ok(tcp) => return Ok(tcp),
-            Err(error) => last = format!("connecting to {host}:{port} failed: {error}"),
+            Err(error) => {
+                unreached.refused &= error.kind() == ErrorKind::ConnectionRefused;
+                unreached.sentence = format!("connecting to {host}:{port} failed: {error}");
+            }
         }
     }
-    Err(last)
+    Err(unreached)
 }

@@ -164,6 +164,7 @@ impl Dialer {
             dials_of: [0; 16],
             pace: Pace::new(Instant::now()),
             resume_for: Duration::from_secs(60),
+            home_closed: false,
         };
         let end = work.run().await;
         work.leave(&end).await;
@@ -181,6 +182,8 @@ struct Work {
     carried: JoinSet<LaneEnd>,
     pace: Pace,
     resume_for: Duration,
+    /// The last lane was closed at its other end, and none came up since.
+    home_closed: bool,
 }
 
 impl Work {
@@ -268,6 +271,13 @@ impl Work {
                 self.pace.stay_away(Instant::now(), after);
                 self.drop_dials();
             }
+            Err(Failed::Nobody(sentence)) => {
+                debug!(reason = sentence, "nobody listens at home");
+                link.set_trouble(Some(sentence));
+                if self.home_closed {
+                    self.give_up("home is not there: its process has ended");
+                }
+            }
             Err(Failed::Trouble(sentence)) => {
                 debug!(reason = sentence, "a dial came to nothing");
                 link.set_trouble(Some(sentence));
@@ -299,6 +309,7 @@ impl Work {
         link.set_peer(about);
         link.set_trouble(None);
         self.resume_for = welcome.resume_for;
+        self.home_closed = false;
         info!(lane = welcome.lane, "a lane is up");
         self.carried.spawn(carry(socket, lane));
     }
@@ -308,9 +319,16 @@ impl Work {
             Ok(LaneEnd::Away) => {
                 info!("home goes away and asks to come again soon");
                 self.pace.soon(Instant::now());
+                self.give_up("home goes away");
+            }
+            Ok(LaneEnd::Closed(reason)) => {
+                info!(reason, "a lane was closed at its other end");
+                self.home_closed = true;
+                self.dialer.link.set_trouble(Some(reason));
             }
             Ok(LaneEnd::Lost(reason)) => {
                 info!(reason, "a lane was lost");
+                self.home_closed = false;
                 self.dialer.link.set_trouble(Some(reason));
             }
             Ok(LaneEnd::Broken(reason)) => {
@@ -331,9 +349,18 @@ impl Work {
     }
 
     fn expire(&mut self) {
-        let reason = format!("the link was cut for more than {} s", self.resume_for.as_secs());
-        info!("{reason}; its streams end");
-        self.dialer.link.session().with(|core| core.end_quietly(false, &reason));
+        self.give_up(&format!("the link was cut for more than {} s", self.resume_for.as_secs()));
+    }
+
+    /// Home has forgotten the session, so nothing can be resumed. Its streams end now rather than when home is found
+    /// again: what their servers have to say meanwhile is theirs to keep, and not lost on the way to nobody.
+    fn give_up(&mut self, reason: &str) {
+        let session = self.dialer.link.session();
+        let is_used = session.with(|core| core.lanes_ever > 0 && core.good_lanes() == 0);
+        if is_used {
+            info!("{reason}; the link's streams end");
+            session.with(|core| core.end_quietly(false, reason));
+        }
     }
 
     /// Lets lanes say their goodbye.

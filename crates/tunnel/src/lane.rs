@@ -1,6 +1,7 @@
 //! The shell around one connection: moves messages between a WebSocket and the session, and keeps its timer.
 
 use std::future::{Future, poll_fn};
+use std::io::ErrorKind;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,6 +12,8 @@ use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 
 use crate::link::{Session, now};
@@ -38,14 +41,35 @@ pub(crate) fn websocket_config() -> WebSocketConfig {
 /// Why a lane ended.
 #[derive(Debug)]
 pub(crate) enum LaneEnd {
-    /// The connection broke or fell silent.
+    /// The connection fell silent, or the network failed it.
     Lost(String),
+    /// Whoever holds its other end closed or reset it.
+    Closed(String),
     /// The other end wants to be dialled again.
     Away,
     /// The session is over or no longer wants this lane.
     Left,
     /// The other end broke the protocol; the session is over.
     Broken(String),
+}
+
+impl LaneEnd {
+    fn of(error: &Error) -> Self {
+        let closed = match error {
+            Error::Io(error) => matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::UnexpectedEof
+            ),
+            Error::ConnectionClosed
+            | Error::AlreadyClosed
+            | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => true,
+            _ => false,
+        };
+        if closed { Self::Closed(error.to_string()) } else { Self::Lost(error.to_string()) }
+    }
 }
 
 /// A lane that was added to its session. Its drop takes it off again, whatever stopped the shell.
@@ -130,13 +154,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
             let message = match Pin::new(&mut self.socket).poll_next(cx) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Some(Ok(message))) => message,
-                Poll::Ready(Some(Err(error))) => return Err(LaneEnd::Lost(error.to_string())),
-                Poll::Ready(None) => return Err(LaneEnd::Lost("the connection was closed".to_owned())),
+                Poll::Ready(Some(Err(error))) => return Err(LaneEnd::of(&error)),
+                Poll::Ready(None) => return Err(LaneEnd::Closed("the connection was closed".to_owned())),
             };
             match message {
                 Message::Binary(bytes) => self.take(bytes)?,
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
-                Message::Close(_) => return Err(LaneEnd::Lost("the connection was closed".to_owned())),
+                Message::Close(_) => return Err(LaneEnd::Closed("the connection was closed".to_owned())),
                 Message::Text(_) => return Err(self.broken("a text message")),
             }
         }
@@ -163,7 +187,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
 
     /// Sends what there is; pending when the socket takes no more.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneEnd>> {
-        let lost = |error: tokio_tungstenite::tungstenite::Error| LaneEnd::Lost(error.to_string());
+        let lost = |error: Error| LaneEnd::of(&error);
         loop {
             match Pin::new(&mut self.socket).poll_ready(cx) {
                 Poll::Ready(ready) => ready.map_err(lost)?,

@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+/// Short, so that a silence is noticed soon.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Nothing in these tests takes longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -122,7 +124,7 @@ pub(crate) fn config(url: &str, ticket: &str) -> DialConfig {
         software: "agent/test".into(),
         proxy: ProxyEnv::default(),
         lanes: 1,
-        heartbeat: Duration::from_secs(1),
+        heartbeat: HEARTBEAT,
     }
 }
 
@@ -177,6 +179,7 @@ pub(crate) async fn up(link: &Link, wanted: usize) {
 pub(crate) struct Line {
     pub(crate) address: SocketAddr,
     mode: watch::Sender<Mode>,
+    open: watch::Sender<bool>,
     target: Arc<Mutex<SocketAddr>>,
     _task: JoinSet<()>,
 }
@@ -192,20 +195,31 @@ enum Mode {
 
 impl Line {
     pub(crate) async fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let (open, mut door) = watch::channel(true);
         let (mode, watched) = watch::channel(Mode::Flow);
         let target = Arc::new(Mutex::new(target));
         let aim = target.clone();
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut pipes = JoinSet::new();
-            while let Ok((near, _)) = listener.accept().await {
-                let (aim, watched) = (*aim.lock().unwrap(), watched.clone());
-                pipes.spawn(pipe(near, aim, watched));
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let (aim, watched) = (*aim.lock().unwrap(), watched.clone());
+                        pipes.spawn(pipe(accepted.unwrap().0, aim, watched));
+                    }
+                    _ = door.changed() => {}
+                }
+                if !*door.borrow_and_update() {
+                    drop(listener);
+                    door.changed().await.unwrap();
+                    listener = TcpListener::bind(address).await.unwrap();
+                }
             }
         });
-        Line { address, mode, target, _task: task }
+        Line { address, mode, open, target, _task: task }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -214,6 +228,13 @@ impl Line {
 
     pub(crate) fn stall(&self) {
         self.mode.send_replace(Mode::Stall);
+    }
+
+    /// New connections are refused; those that stand are left as they are.
+    pub(crate) async fn refuse_for(&self, time: Duration) {
+        self.open.send_replace(false);
+        tokio::time::sleep(time).await;
+        self.open.send_replace(true);
     }
 
     pub(crate) fn break_off(&self) {

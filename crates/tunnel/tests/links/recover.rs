@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::house::{Agent, House, Line, config, pattern, quick, soon, up};
+use crate::house::{Agent, HEARTBEAT, House, Line, config, pattern, quick, soon, up};
 
 /// Sends 20 MB through an echo at the other end while somebody disturbs the line.
 async fn carry_through(link: &Link, disturb: impl Future<Output = ()>) {
@@ -173,6 +173,40 @@ async fn a_home_that_was_killed_and_started_again_is_reached_by_the_same_agent_l
     upward.write_all(b"y").await.unwrap();
     let mut incoming = soon("the agent's stream", link.accept()).await.unwrap();
     assert_eq!(incoming.stream.read_u8().await.unwrap(), b'y');
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_streams_of_a_home_that_was_killed_end_before_another_one_is_there() {
+    let mut house = House::open(quick()).await;
+    let agent = Agent::dial(config(&house.url(), "ticket-ada")).echoes();
+    let _link = house.arrival().await;
+    let mut stream = agent.link.open("hub-api").unwrap();
+    stream.write_all(b"asked").await.unwrap();
+    up(&agent.link, 1).await;
+    let resumed = Duration::from_secs(10);
+    assert!(resumed < quick().resume_for);
+    house.kill().await;
+    let error =
+        tokio::time::timeout(resumed, stream.read_u8()).await.expect("not only when it expires").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(error.to_string().contains("home is not there"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silence_after_which_a_connection_is_refused_may_be_the_network_and_ends_nothing() {
+    let mut house = House::open(quick()).await;
+    let line = Line::to(house.address).await;
+    let agent = Agent::dial(config(&line.url(), "ticket-ada")).echoes();
+    let link = house.arrival().await;
+    carry_through(&link, async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        line.stall();
+        tokio::time::sleep(3 * HEARTBEAT + Duration::from_secs(2)).await; // the lane is given up
+        line.refuse_for(Duration::from_secs(2)).await;
+        line.restore_for_new_ones();
+        up(&agent.link, 1).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
