@@ -23,12 +23,13 @@ import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from jupyterhub_glidepath.client import Unreachable
+from jupyterhub_glidepath.client import BadSecretFile, Unreachable, read_secret
 from jupyterhub_glidepath.waiting import is_set_within, within
 
 BINARY = "glidepath-spawner"
@@ -127,11 +128,8 @@ class Embedded:
                     self._up.set()
                     await self._until_dead(attached.pid)
                     self._log.warning("Glidepath's service (pid %d) has ended; starting it again", attached.pid)
-                except EmbeddedProblem as problem:
-                    if str(problem) != str(self._problem):
-                        self._log.error("Glidepath's service cannot be started: %s", problem)
-                    self._problem = problem
-                    self._up.set()  # whoever waits learns of the problem
+                except Exception as error:  # whatever it is, it passes some time, and then there must be a service
+                    self._tell(error)
                 self._attached = None
                 if self._problem is None:
                     self._up.clear()
@@ -143,6 +141,15 @@ class Embedded:
                 self._log.info("Stopping Glidepath's service with its Hub")
                 await self._drain(self._attached.pid)
             raise
+
+    def _tell(self, error: Exception) -> None:
+        """Whoever waits for the service learns why there is none; the log hears each reason once."""
+        problem = _in_a_sentence(error, self.state_dir)
+        if str(problem) != str(self._problem):
+            unforeseen = error if not isinstance(error, EmbeddedProblem | OSError) else None
+            self._log.error("Glidepath's service cannot be started: %s", problem, exc_info=unforeseen)
+        self._problem = problem
+        self._up.set()
 
     async def _attach_or_start(self) -> Attached:
         binary = find_binary()
@@ -185,7 +192,10 @@ class Embedded:
 
     async def _well(self, attached: Attached) -> bool:
         """True when it answers its Hub. A service that hangs is not attached to, but replaced."""
-        secret = self.secret_file.read_text(encoding="utf-8").strip()
+        try:
+            secret = read_secret(self.secret_file)
+        except BadSecretFile as error:
+            raise EmbeddedProblem(str(error)) from error
         url = f"{attached.api.rstrip('/')}/v1/hubs/{self._hub.name}/servers"
         timeout = aiohttp.ClientTimeout(total=10)
         try:
@@ -225,6 +235,11 @@ class Embedded:
                 os.kill(pid, signum)
             except ProcessLookupError:
                 return
+            except PermissionError:
+                raise EmbeddedProblem(
+                    f"the service of {self.state_dir} (pid {pid}) belongs to another account and has to be replaced; "
+                    "end it, or set c.GlidepathSpawner.state_dir to a folder of this Hub's own"
+                ) from None
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(self._until_dead(pid), within_s)
                 return
@@ -322,7 +337,7 @@ def read_attached(state_dir: Path) -> Attached | None:
         attached = Attached(int(raw["pid"]), str(raw["version"]), str(raw["api"]), raw)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return attached if _alive(attached.pid) and _is_ours(attached.pid) else None
+    return attached if _alive(attached.pid) and _serves(attached.pid, state_dir) else None
 
 
 async def check(binary: str, config: str) -> None:
@@ -424,11 +439,22 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _is_ours(pid: int) -> bool:
-    """False when the pid was given to some other program meanwhile; where that cannot be seen, the answer tells."""
+def _serves(pid: int, state_dir: Path) -> bool:
+    """False when the pid was given to something else meanwhile, be it another Hub's service: what serves a folder was
+    told the config in it. Where that cannot be seen, the answer tells."""
     with contextlib.suppress(OSError):
-        return BINARY.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        told = [Path(os.fsdecode(word)) for option, word in pairwise(words) if option == b"--config"]
+        return (state_dir / "config.json").resolve() in [config.resolve() for config in told]
     return True
+
+
+def _in_a_sentence(error: Exception, state_dir: Path) -> EmbeddedProblem:
+    if isinstance(error, EmbeddedProblem):
+        return error
+    if isinstance(error, OSError):
+        return EmbeddedProblem(f"{error}; the Hub must be able to read and write all in {state_dir}")
+    return EmbeddedProblem(f"{type(error).__name__}: {error}; the Hub's log has more")
 
 
 def _last_lines(log_file: Path, count: int = 15) -> str:
