@@ -23,6 +23,9 @@ class FakeService:
         self.broken = False
         self.relay_status = 200
         self.form_html = "<p>the service's form</p>"
+        #: Whether events carry their numbers; and after which one each stream was asked for.
+        self.numbers = True
+        self.continued_after: list[str] = []
         self._events: list[dict[str, Any]] = []
         self._more = asyncio.Condition()
         self._runner: web.AppRunner | None = None
@@ -141,7 +144,8 @@ class FakeService:
         assert task is not None
         self._streams.add(task)
         try:
-            after = request.headers.get("Last-Event-ID")
+            after = request.headers.get("Last-Event-ID") or ""
+            self.continued_after.append(after)
             at = int(after) if after else len(self._events)
             await reply.write(b": open\n\n")
             if not after:
@@ -151,7 +155,8 @@ class FakeService:
                     await reply.write(f"{last}data: {json.dumps(view)}\n\n".encode())
             while True:
                 for number, event in enumerate(self._events[at:], at + 1):
-                    await reply.write(f"id: {number}\ndata: {json.dumps(event)}\n\n".encode())
+                    named = f"id: {number}\n" if self.numbers else ""
+                    await reply.write(f"{named}data: {json.dumps(event)}\n\n".encode())
                 at = len(self._events)
                 async with self._more:
                     await self._more.wait_for(lambda at=at: len(self._events) > at)

@@ -97,6 +97,44 @@ def test_what_is_known_never_goes_backwards():
     assert feed.take(view(run="01A", state="ended")).run == "01B", "an earlier run is not"
 
 
+#: What is known, what a reply that was long on its way tells, and whether that is news.
+LATE = [
+    ({"attempt": 1, "state": "ready"}, {"attempt": 1, "state": "queued"}, False),
+    ({"attempt": 1, "state": "starting"}, {"attempt": 1, "state": "submitting"}, False),
+    ({"attempt": 1, "state": "stopping"}, {"attempt": 1, "state": "ready"}, False),
+    ({"attempt": 2, "state": "submitting"}, {"attempt": 1, "state": "starting"}, False),
+    ({"attempt": 1, "state": "submitting"}, {"attempt": None, "state": "requested"}, False),
+    ({"attempt": 1, "state": "starting"}, {"attempt": 2, "state": "submitting"}, True),
+    ({"attempt": 1, "state": "dialling"}, {"attempt": 1, "state": "queued"}, True),
+    ({"attempt": 1, "state": "queued"}, {"attempt": 1, "state": "queued", "queue_position": 2}, True),
+    ({"attempt": 1, "state": "ready"}, {"attempt": 1, "state": "of a newer service"}, True),
+    ({"attempt": 2, "state": "ready"}, {"attempt": 1, "state": "ended"}, True),
+]
+
+
+@pytest.mark.parametrize(("known", "told", "news"), LATE, ids=range(len(LATE)))
+def test_a_late_reply_undoes_no_event(known, told, news):
+    feed = still()
+    feed.take(view(**known))
+    assert (feed.take(view(**told)).state == told["state"]) is news
+
+
+async def test_the_number_of_the_last_event_that_had_one_is_kept(feed, service):
+    await feed.synced(5)
+    await service.set(KEY, run="01A", state="queued")
+    await until(lambda: feed.view(KEY))
+    service.numbers = False
+    await service.set(KEY, run="01A", state="ready")
+    await until(lambda: feed.view(KEY) and feed.view(KEY).state == "ready")
+    await service.down()
+    await until(lambda: feed.silent_for_s > 0)
+    await service.up()
+    await until(lambda: feed.silent_for_s == 0)
+    assert service.continued_after == ["", "1"]
+    await service.set(KEY, run="01A", state="stopping")
+    await until(lambda: feed.view(KEY).state == "stopping")
+
+
 def test_what_is_equal_wakes_nobody():
     feed = still()
     first = feed.take(view())

@@ -119,6 +119,7 @@ class Feed:
             async for event in stream:
                 if event is not None:
                     self.take(event.view)
+                    # Only the last event of a snapshot has a number: one that was cut short is told anew.
                     self._last_event = event.id or self._last_event
                 elif self._silent_since is not None:
                     await self._read_all()
@@ -150,9 +151,28 @@ class Feed:
 
 
 def _newer(view: ServerView, known: ServerView) -> bool:
-    """Runs are ULIDs, so that a later one sorts behind an earlier one; within a run, an end is final."""
+    """Runs are ULIDs, so that a later one sorts behind an earlier one; within a run attempts are numbered; within an
+    attempt states have an order, and an end is final. So a reply that was long on its way undoes no event."""
     if view.run is None or known.run is None:
         return True
     if view.run != known.run:
         return view.run > known.run
-    return not (known.over and not view.over)
+    if known.over or view.over:
+        return view.over
+    if view.attempt != known.attempt and view.attempt is not None and known.attempt is not None:
+        return view.attempt > known.attempt
+    rank, known_rank = _RANKS.get(view.state), _RANKS.get(known.state)
+    return rank is None or known_rank is None or rank >= known_rank
+
+
+#: How far a server has come. A job may lose its slot again, so these two are one. A newer service may know others.
+_RANKS = {
+    "requested": 0,
+    "placed": 1,
+    "submitting": 2,
+    "queued": 3,
+    "dialling": 3,
+    "starting": 4,
+    "ready": 5,
+    "stopping": 6,
+}
