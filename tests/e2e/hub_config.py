@@ -47,7 +47,7 @@ else:
     c.GlidepathSpawner.service_config = told["service_config"]
 c.Spawner.cmd = told["server_command"]
 c.Spawner.args = ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url="]
-c.Spawner.http_timeout = told["http_timeout"]
+c.GlidepathSpawner.http_timeout = told["http_timeout"]
 c.Spawner.environment = {"HOUSE_MARK": "a mark that is no secret", "HOUSE_SECRET": told["server_secret"]}
 c.JupyterHub.cleanup_servers = told["cleanup_servers"]
 

@@ -6,6 +6,7 @@ from traitlets.config import Config
 
 from jupyterhub_glidepath import configure
 from jupyterhub_glidepath.configure import OPERATE_SCOPE
+from jupyterhub_glidepath.spawner import GlidepathSpawner
 
 
 def test_a_bare_config_becomes_a_glidepath_hub():
@@ -40,6 +41,25 @@ def test_what_the_file_has_is_kept():
     assert OPERATE_SCOPE in roles["glidepath-operator"]["scopes"]
     assert set(c.JupyterHub.custom_scopes) == {"custom:mine", OPERATE_SCOPE}
     assert c.GlidepathSpawner.page_name == "servers"
+
+
+def test_limits_that_the_file_has_for_other_spawners_end_no_queued_run():
+    c = Config()
+    c.Spawner.start_timeout = 60
+    c.Spawner.http_timeout = 30
+    configure(c)
+    spawner = GlidepathSpawner(config=c)
+    assert spawner.start_timeout > 7 * 24 * 3600
+    assert spawner.http_timeout > 60
+
+
+def test_limits_that_the_file_has_for_glidepath_count_before_the_call_and_after():
+    c = Config()
+    c.GlidepathSpawner.start_timeout = 3600
+    configure(c)
+    c.GlidepathSpawner.http_timeout = 90
+    spawner = GlidepathSpawner(config=c)
+    assert (spawner.start_timeout, spawner.http_timeout) == (3600, 90)
 
 
 def test_without_the_page_nothing_else_is_touched():

@@ -41,6 +41,7 @@ def configure(
     hub.concurrent_spawn_limit = 0
     # Servers that are still queued are looked for in the background.
     hub.init_spawners_timeout = 1
+    _keep_time_limits(c)
     where_file: Path | None = None
     if page:
         where_file = _where_file()
@@ -49,6 +50,16 @@ def configure(
         c.GlidepathSpawner.live_form = True
         c.GlidepathSpawner.page_name = page_name
     _begin_with_hub(where_file)
+
+
+def _keep_time_limits(c: Any) -> None:
+    """``c.Spawner``'s limits are meant for servers that start at once: they would end what waits in a queue."""
+    from jupyterhub_glidepath.spawner import HTTP_TIMEOUT_S, START_TIMEOUT_S
+
+    ours = c.GlidepathSpawner
+    for name, seconds in (("start_timeout", START_TIMEOUT_S), ("http_timeout", HTTP_TIMEOUT_S)):
+        if name not in ours:
+            ours[name] = seconds
 
 
 def _register_page(c: Any, name: str, port: int, where_file: Path) -> None:

@@ -30,6 +30,10 @@ from jupyterhub_glidepath.refusal import leave_uncounted, refusal, refusal_of_en
 from jupyterhub_glidepath.waiting import within
 from jupyterhub_glidepath.wire import ServerView, Started
 
+#: The service bounds every step of a start and says so in words; the Hub's own limit lies far above.
+START_TIMEOUT_S = 31 * 24 * 3600
+#: Longer than a cut of the link that streams survive.
+HTTP_TIMEOUT_S = 120
 #: At start-up a first look at the service may take so long before "unknown" is said.
 FIRST_LOOK_S = 5.0
 #: How often a wait looks again by itself, whatever the event stream says.
@@ -142,17 +146,15 @@ class GlidepathSpawner(Spawner):
         help="Name of Glidepath's Hub service, which has the page of servers and answers the live form.",
     ).tag(config=True)
 
-    # The service bounds every step of a start and says so in words; the Hub's own limit lies far above.
     start_timeout = Integer(
-        31 * 24 * 3600,
+        START_TIMEOUT_S,
         help="""Seconds that a start may take. Keep it above the sum of the service's deadlines: the service knows
         how long waiting in a queue is right. When it is passed, the start is cancelled with a word to the user.
         """,
     ).tag(config=True)
 
-    # Longer than a cut of the link that streams survive.
     http_timeout = Integer(
-        120,
+        HTTP_TIMEOUT_S,
         help="""Seconds that the Hub waits for a server's first answer, once the relay had one already. Keep it above
         the 60 s for which a cut link is bridged.
         """,
