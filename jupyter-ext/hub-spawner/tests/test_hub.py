@@ -193,6 +193,29 @@ async def test_named_servers_start_and_end_apart(hub, service):
     assert await hub.is_ready("ada@example.org")
 
 
+SLIPS = {
+    "no scheme": ("c.GlidepathSpawner.service_url = '127.0.0.1:8090'", "must begin with http://"),
+    "no secret file": ("c.GlidepathSpawner.secret_file = ''", "secret_file is not set"),
+    "a missing secret": ("c.GlidepathSpawner.secret_file = '/nowhere/secret'", "/nowhere/secret"),
+    "an open secret": ("import os; os.chmod(c.GlidepathSpawner.secret_file, 0o644)", "chmod 600"),
+}
+
+
+@pytest.mark.parametrize(("more", "told"), SLIPS.values(), ids=SLIPS)
+async def test_a_slip_in_the_way_to_a_service_elsewhere_is_one_sentence_at_the_start(hub, more, told):
+    hub.spawn(HUB_TEST_CONFIGURE="1", HUB_TEST_MORE=more)
+    assert await asyncio.to_thread(hub.process.wait, 30) == 1
+    sentence = next(line for line in hub.log().splitlines() if "Glidepath cannot start" in line)
+    assert told in sentence
+    assert "Traceback" not in hub.log()
+
+
+async def test_what_else_goes_wrong_at_the_start_is_logged(hub):
+    await hub.up(HUB_TEST_CONFIGURE="1", HUB_TEST_MORE="c.GlidepathSpawner.outage_patience = 'much'")
+    await hub.until(lambda: "Glidepath did not begin with the Hub" in hub.log())
+    assert "outage_patience" in hub.log()
+
+
 async def test_a_wrong_config_is_one_readable_error_and_an_exit_code(tmp_path, secret_file, monkeypatch):
     program = tmp_path / "glidepath-spawner"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -B {HERE / "stub_spawner.py"} "$@"\n')

@@ -127,7 +127,8 @@ def _free_port() -> int:
 
 
 def _begin_with_hub(where_file: Path | None) -> None:
-    """Has the embedded service started with the Hub, not with the first user, so that a wrong config is told then."""
+    """Has the embedded service started, and the settings looked at, with the Hub and not with the first user, so that
+    what is wrong is told then."""
     from jupyterhub.app import JupyterHub
 
     try:
@@ -137,7 +138,16 @@ def _begin_with_hub(where_file: Path | None) -> None:
     if JupyterHub.initialized():
         task = loop.create_task(_begin(JupyterHub.instance(), where_file), name="glidepath begins")
         _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
+        task.add_done_callback(_begun)
+
+
+def _begun(task: asyncio.Task[None]) -> None:
+    from jupyterhub.app import JupyterHub
+
+    _tasks.discard(task)
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        JupyterHub.instance().log.critical("Glidepath did not begin with the Hub", exc_info=error)
 
 
 async def _begin(app: Any, where_file: Path | None) -> None:
@@ -152,6 +162,10 @@ async def _begin(app: Any, where_file: Path | None) -> None:
     spawner = GlidepathSpawner(hub=app.hub, config=app.config)
     if where_file is not None:
         await asyncio.to_thread(where_file.write_text, json.dumps(spawner.where_for_page()), encoding="utf-8")
+    slip = spawner.slip()
+    if slip is not None:
+        await _give_up(app, f"Glidepath cannot start: {slip}")
+        return
     embedded = spawner.connection().embedded
     if embedded is not None:
         problem = await embedded.first_problem()

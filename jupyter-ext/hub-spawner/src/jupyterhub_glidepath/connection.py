@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jupyterhub_glidepath.client import Client, Unreachable, read_secret
+from jupyterhub_glidepath.client import BadSecretFile, Client, Unreachable, read_secret
 from jupyterhub_glidepath.embedded import Embedded, HubFacts
 from jupyterhub_glidepath.events import Feed
+
+SCHEMES = ("http://", "https://")
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -28,6 +30,20 @@ class Where:
     hub_name: str
     secret_file: str
     state_dir: str
+
+    def slip(self) -> str | None:
+        """What is wrong with these settings, whatever the service says; ``None`` when nothing is."""
+        if not self.service_url:
+            return None
+        if not self.service_url.startswith(SCHEMES):
+            return f"c.GlidepathSpawner.service_url {self.service_url!r} must begin with http:// or https://"
+        if not self.secret_file:
+            return "c.GlidepathSpawner.secret_file is not set: it names the file with this Hub's secret"
+        try:
+            read_secret(Path(self.secret_file))
+        except BadSecretFile as error:
+            return f"c.GlidepathSpawner.secret_file: {error}"
+        return None
 
 
 class Connection:
@@ -105,7 +121,7 @@ async def close_all() -> None:
 
 def _given(url: str) -> Callable[[], Any]:
     async def locate() -> str:
-        if not url.startswith(("http://", "https://")):
+        if not url.startswith(SCHEMES):
             raise Unreachable(f"service_url {url!r} must begin with http:// or https://")
         return url
 

@@ -564,6 +564,10 @@ class GlidepathSpawner(Spawner):
         facts = HubFacts(self.hub_name, self.hub.api_url, self.hub.base_url.removesuffix("hub/"))
         return connect(self._where(), facts, self.service_config, self.log, _hub_stops_servers)
 
+    def slip(self) -> str | None:
+        """What is wrong with how this Hub is told to reach the service, in a sentence."""
+        return self._where().slip()
+
     def where_for_page(self) -> dict[str, str]:
         """What the page of servers must know to find the same service."""
         where = self._where()
