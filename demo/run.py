@@ -23,6 +23,7 @@ from typing import Any
 from far import Far
 
 TOP = Path(__file__).resolve().parents[1]
+HUB_CONFIG = TOP / "demo/jupyterhub_config.py"
 READY_WITHIN_S = 90
 
 
@@ -35,12 +36,8 @@ class Ended(Exception):
 
 
 def main() -> int:
-    port = int(os.environ.get("PORT", "8000"))
-    folder = Path(os.environ.get("DEMO_DIR", TOP / ".demo")).absolute()
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, _end)
-    signal.signal(signal.SIGHUP, _end)
-    demo = Demo(port, folder)
+    demo = Demo(os.environ.get("PORT", "8000"), Path(os.environ.get("DEMO_DIR", TOP / ".demo")).absolute())
+    _at_signals(_end)
     try:
         demo.run()
     except CannotRun as problem:
@@ -49,8 +46,7 @@ def main() -> int:
     except Ended:
         print("\nEnding the demo ...", flush=True)
     finally:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)  # once is enough; what follows has deadlines of its own
+        _at_signals(signal.SIG_IGN)
         demo.close()
     return 0
 
@@ -58,9 +54,11 @@ def main() -> int:
 class Demo:
     """One demo: its folder, its Hub, its far site."""
 
-    def __init__(self, port: int, folder: Path) -> None:
-        self.port = port
+    def __init__(self, port: str, folder: Path) -> None:
+        self._asked_port = port
+        self.port = 0
         self.folder = folder
+        self.begun = False
         self.hub: subprocess.Popen[bytes] | None = None
         self.far: Far | None = None
 
@@ -75,9 +73,10 @@ class Demo:
             "PATH": f"{Path(settings['proxy']).parent}:{os.environ['PATH']}",
         }
         log = self.folder / "hub.log"
+        self.begun = True
         with log.open("wb") as output:
             self.hub = subprocess.Popen(
-                [str(TOP / ".venv-hub6/bin/python"), "-m", "jupyterhub", "-f", str(TOP / "demo/jupyterhub_config.py")],
+                [str(TOP / ".venv-hub6/bin/python"), "-m", "jupyterhub", "-f", str(HUB_CONFIG)],
                 cwd=self.folder,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -99,12 +98,15 @@ class Demo:
             except subprocess.TimeoutExpired:
                 self.hub.kill()
                 self.hub.wait()
-        if self.hub is not None:
+        if self.begun:
             self._end_leftovers()
         if self.far is not None:
             self.far.remove()
 
     def _check(self) -> None:
+        if not (self._asked_port.isascii() and self._asked_port.isdecimal() and 0 < int(self._asked_port) < 65536):
+            raise CannotRun(f"PORT is {self._asked_port!r} and must be a number from 1 to 65535: make demo PORT=8001")
+        self.port = int(self._asked_port)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -179,31 +181,33 @@ class Demo:
         print(f"  Logs: {self.folder}/hub.log and {self.folder}/glidepath/service.log. Ctrl-C ends it all.", flush=True)
 
     def _end_leftovers(self) -> None:
-        """Ends what a demo in this folder left behind: service, proxy, jobs."""
-        pids = set()
-        with contextlib.suppress(OSError, ValueError):
-            pids.add(
-                (int(json.loads((self.folder / "glidepath/service.json").read_text())["pid"]), b"glidepath-spawner")
-            )
-        with contextlib.suppress(OSError, ValueError):
-            pids.add((int((self.folder / "proxy.pid").read_text()), b"configurable-http-proxy"))
-        for pid, program in pids:
-            with contextlib.suppress(OSError):
-                if program in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    _end_process(pid)
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _is_job_of(entry, self.folder):
-                _end_process(int(entry.name))
+        """Ends what a demo in this folder left behind: first the Hub, which would start its service again, then
+        service, proxy and page, then jobs."""
+        for is_left in (_is_hub_of, _is_ours_of, _is_job_of):
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdigit() and int(entry.name) != os.getpid() and is_left(entry, self.folder):
+                    _end_process(int(entry.name))
+
+
+def _is_hub_of(process: Path, folder: Path) -> bool:
+    return _is_ours_of(process, folder) and str(HUB_CONFIG).encode() in _read(process / "cmdline")
+
+
+def _is_ours_of(process: Path, folder: Path) -> bool:
+    """What the Hub of this demo started, and it itself: they hold in their environment where its settings are."""
+    return f"\0GLIDEPATH_DEMO={folder}/demo.json\0".encode() in b"\0" + _read(process / "environ")
 
 
 def _is_job_of(process: Path, folder: Path) -> bool:
     """A process of a job of this demo: it carries the label of an attempt, and our folder."""
-    try:
-        environ = (process / "environ").read_bytes()
-        words = environ + (process / "cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"GLIDEPATH_ATTEMPT=" in environ and f"{folder}/".encode() in words
+    environ = _read(process / "environ")
+    return b"GLIDEPATH_ATTEMPT=" in environ and f"{folder}/".encode() in environ + _read(process / "cmdline")
+
+
+def _read(file: Path) -> bytes:
+    with contextlib.suppress(OSError):
+        return file.read_bytes()
+    return b""
 
 
 def _end_process(pid: int) -> None:
@@ -243,7 +247,13 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
+def _at_signals(handler: Any) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, handler)
+
+
 def _end(signum: int, _frame: object) -> None:
+    _at_signals(signal.SIG_IGN)  # once is enough; what follows has deadlines of its own
     raise Ended(signal.Signals(signum).name)
 
 

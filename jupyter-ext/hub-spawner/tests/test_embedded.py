@@ -259,6 +259,25 @@ async def test_a_clean_end_of_the_hub_takes_the_service_only_when_servers_go_too
     assert (house.folder / "drained").exists()
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5])
+async def test_a_hub_that_ends_while_the_service_starts_leaves_no_process(house, after_s):
+    house.stops_with_hub = True
+    house.hub()
+    await asyncio.sleep(after_s)
+    await house.hub_ends()
+    await until(lambda: not processes_of(house.folder.parent))
+
+
+def processes_of(folder: Path) -> list[bytes]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes()
+            if str(folder).encode() in words:
+                found.append(words)
+    return found
+
+
 async def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(house, tmp_path):
     (tmp_path / "file").write_text("")
     house.folder = tmp_path / "file" / "state"

@@ -137,10 +137,22 @@ class Embedded:
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RESTART_MOST_S)
         except asyncio.CancelledError:
-            if self._attached is not None and self._stops_with_hub():
-                self._log.info("Stopping Glidepath's service with its Hub")
-                await self._drain(self._attached.pid)
+            if self._stops_with_hub():
+                await self._end_all()
             raise
+
+    async def _end_all(self) -> None:
+        """Ends the service, also one that is only just starting or about to be replaced."""
+        found = read_attached(self.state_dir)
+        pids = {each.pid for each in (self._attached, found) if each is not None}
+        if self._child is not None and self._child.poll() is None:
+            pids.add(self._child.pid)
+        for pid in pids:
+            self._log.info("Stopping Glidepath's service (pid %d) with its Hub", pid)
+            try:
+                await self._drain(pid)
+            except EmbeddedProblem as problem:
+                self._log.error("%s", problem)
 
     def _tell(self, error: Exception) -> None:
         """Whoever waits for the service learns why there is none; the log hears each reason once."""
@@ -173,8 +185,8 @@ class Embedded:
 
     async def _start(self, binary: str, config: str) -> Attached:
         log_file = self.state_dir / "service.log"
-        child = await asyncio.to_thread(_spawn_detached, [binary, "--config", config, "serve"], log_file)
-        self._child = child
+        # In no thread: a cancel would come between the process and our knowing of it.
+        self._child = child = _spawn_detached([binary, "--config", config, "serve"], log_file)
         deadline = time.monotonic() + START_WITHIN_S
         while time.monotonic() < deadline:
             if child.poll() is not None:
@@ -365,9 +377,11 @@ async def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
     try:
         told, _ = await within(process.communicate(), timeout_s)
     except asyncio.TimeoutError:
-        process.kill()
-        await process.wait()
         raise EmbeddedProblem(f"{' '.join(argv)} did not end within {timeout_s:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     return process.returncode or 0, told.decode("utf-8", "replace")
 
 
