@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import sys
@@ -22,6 +24,9 @@ from jupyterhub_glidepath.connection import close_all
 
 #: Who has it sees and cancels every server on the page. Administrators of the Hub do too.
 OPERATE_SCOPE = "custom:glidepath:operate"
+
+#: Below those that the kernel hands out by itself, here and on other systems.
+_PORTS = range(18_000, 30_000)
 
 _tasks: set[asyncio.Task[None]] = set()
 
@@ -119,11 +124,15 @@ def _where_file() -> Path:
 
 
 def _free_port() -> int:
-    """A free port on loopback. The Hub must know it before the page runs, so it cannot be held until then."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A free port on loopback. The Hub must know it before the page runs, so it cannot be held until then: it is one
+    that the kernel gives to nobody who does not ask for it by number."""
+    for port in random.sample(_PORTS, 200):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise OSError("no free port was found for Glidepath's page; name one: configure(c, page_port=...)")
 
 
 def _begin_with_hub(where_file: Path | None) -> None:
