@@ -42,6 +42,7 @@ class FakeService:
         app.router.add_put(hub + "/servers/{key}", self._put)
         app.router.add_get(hub + "/servers/{key}", self._get)
         app.router.add_delete(hub + "/servers/{key}", self._delete)
+        app.router.add_delete(hub + "/servers/{key}/home", self._forget_home)
         app.router.add_get(hub + "/servers", self._list)
         app.router.add_get(hub + "/events", self._stream)
         app.router.add_post(hub + "/form", self._form)
@@ -133,6 +134,9 @@ class FakeService:
         if key in self.servers:
             await self.end(key, "stopped", message="stopped", exit_code=None, last_lines=[])
         return await self._get(request)
+
+    async def _forget_home(self, request: web.Request) -> web.Response:
+        return web.Response(status=204)
 
     async def _list(self, request: web.Request) -> web.Response:
         return web.json_response({"servers": list(self.servers.values())})

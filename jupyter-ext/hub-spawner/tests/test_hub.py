@@ -74,6 +74,11 @@ async def test_a_server_lives_through_hubs_and_outages(hub, service):
     await hub.until(hub.is_gone)
     assert service.servers[KEY]["state"] == "ended"
 
+    # The user is deleted, and with the user what the sites keep.
+    status, _ = await hub.api("DELETE", "/users/ada")
+    assert status == 204
+    await hub.until(lambda: f"DELETE /v1/hubs/hub/servers/{KEY}/home" in service.asked)
+
 
 #: A page that shows the state asks at the worst moment: after a start, before what the Hub does with its token.
 CURIOUS_PAGE = """

@@ -12,6 +12,7 @@ from tornado import web
 
 from conftest import make_spawner, until
 from jupyterhub_glidepath import spawner as module
+from jupyterhub_glidepath.client import Refused
 from jupyterhub_glidepath.refusal import SpawnException
 
 KEY = "hub.ada."
@@ -355,6 +356,31 @@ async def test_a_stop_waits_for_the_end_and_through_an_outage(spawner, service):
     assert await spawner.poll() == 0
 
 
+async def test_a_stop_that_is_refused_is_tried_again_as_the_secret_may_have_slipped(service, secret_file):
+    await service.set(KEY, run="01A", state="ready")
+    secret = secret_file.read_text()
+    secret_file.write_text("another-secret-for-a-while")
+    stopping = asyncio.create_task(make_spawner(service.url, secret_file).stop())
+    await asyncio.sleep(0.6)
+    assert not stopping.done(), "the Hub forgets a server whose stop raises"
+    secret_file.write_text(secret)
+    await asyncio.wait_for(stopping, 5)
+    assert service.servers[KEY]["state"] == "ended"
+
+
+async def test_a_stop_that_stays_refused_is_told_in_the_end(service, secret_file):
+    secret_file.write_text("another-secret")
+    with pytest.raises(Refused):
+        await asyncio.wait_for(make_spawner(service.url, secret_file, stop_patience=1).stop(), 10)
+
+
+async def test_deleting_a_user_has_the_service_forget_the_home_and_a_named_server_does_not(service, secret_file):
+    await make_spawner(service.url, secret_file, name="lab").delete_forever()
+    assert not service.asked
+    await make_spawner(service.url, secret_file).delete_forever()
+    assert [one for one in service.asked if one.startswith("DELETE")] == [f"DELETE /v1/hubs/hub/servers/{KEY}/home"]
+
+
 async def test_get_url_waits_for_an_answer_through_the_relay(spawner, service):
     await service.set(KEY, run="01A", state="queued")
     asking = asyncio.create_task(spawner.get_url())
@@ -427,6 +453,15 @@ async def test_the_form_tells_how_the_last_server_ended(spawner, service):
     await service.end(KEY, "stopped")
     await until(lambda: spawner.connection().feed.view(KEY).end.reason == "stopped")
     assert await spawner.get_options_form() == service.form_html
+
+
+async def test_a_service_that_is_looked_for_in_vain_delays_the_form_no_longer_than_a_page_may_wait(spawner):
+    async def never() -> str:
+        await asyncio.sleep(60)
+        return ""
+
+    spawner.connection().client._locate = never
+    assert "cannot be shown" in await asyncio.wait_for(spawner.get_options_form(), 3)
 
 
 async def test_without_the_service_there_is_a_plain_form(spawner, service):

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from jupyterhub_glidepath.waiting import within
 from jupyterhub_glidepath.wire import Adopted, Problem, ServerView, Started, Verdict
 
 #: A start may wait in the service for the end of the run before.
@@ -123,9 +124,9 @@ class Client:
         """Removes what the server's user keeps at every site."""
         await self._call("DELETE", f"{self._server(key)}/home", timeout_s=START_TIMEOUT_S)
 
-    async def form(self, who: dict[str, Any]) -> str:
+    async def form(self, who: dict[str, Any], timeout_s: float = CALL_TIMEOUT_S) -> str:
         """The rendered options form; all text in it is escaped by the service."""
-        raw = await self._call("POST", "form", body=who)
+        raw = await self._call("POST", "form", body=who, timeout_s=timeout_s)
         if not isinstance(raw, dict) or not isinstance(raw.get("html"), str):
             raise Unreachable("the service's form is no form")
         return str(raw["html"])
@@ -233,11 +234,14 @@ class Client:
             ) as reply:
                 return await self._answer(reply)
 
-        try:
+        async def whole() -> Any:
             try:
                 return await once()
             except (aiohttp.ServerDisconnectedError, ConnectionResetError):
                 return await once()
+
+        try:
+            return await within(whole(), timeout_s)  # finding the service counts, too
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise Unreachable(_reason(error)) from error
 

@@ -43,8 +43,8 @@ RETRY_FIRST_S = 0.25
 RETRY_MOST_S = 5.0
 #: The Hub's last look at a server that has ended: no need to wait for it.
 PROBE_ENDED_S = 1
-#: A page may wait so long for the form of a service that is being started again.
-FORM_PATIENCE_S = 3.0
+#: A page may wait so long for the form, also of a service that is being started again; then it shows a plain one.
+FORM_PATIENCE_S = 5.0
 #: At most so many probes of relays at once, over all spawners of this process.
 PROBES_AT_ONCE = 32
 #: So long one DELETE waits in the service for the end.
@@ -129,8 +129,8 @@ class GlidepathSpawner(Spawner):
     stop_patience = Integer(
         600,
         min=1,
-        help="""Seconds for which a stop is repeated when the service does not answer it. Then it fails; the server
-        can still be cancelled on Glidepath's page.
+        help="""Seconds for which a stop is repeated when the service does not answer or refuses it. Then it fails; the
+        server can still be cancelled on Glidepath's page.
         """,
     ).tag(config=True)
 
@@ -227,7 +227,7 @@ class GlidepathSpawner(Spawner):
                 wait_s = RETRY_FIRST_S
                 if view is None or connection.feed.take(view).over:
                     return
-            except Unreachable as error:
+            except (Unreachable, Refused) as error:  # the Hub forgets a server whose stop raises
                 if time.monotonic() > deadline:
                     raise
                 self.log.warning("Stopping %s: %s; trying again", self._log_name, error)
@@ -509,7 +509,7 @@ class GlidepathSpawner(Spawner):
         who = await self._who() | {"live_url": self._live_url()}
         while True:
             try:
-                form = await connection.client.form(who)
+                form = await connection.client.form(who, timeout_s=max(0.1, deadline - time.monotonic()))
                 return last_end(connection.feed.view(self._key)) + form
             except Unreachable:
                 if time.monotonic() > deadline:
