@@ -46,7 +46,10 @@ class House:
         http_timeout: int = 30,
         cleanup_servers: bool = False,
         more_config: dict[str, Any] | None = None,
+        bare: bool = False,
     ) -> None:
+        """`bare`: neither the Hub's config nor its environment says anything of Glidepath but `configure(c)`."""
+        self.bare = bare
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o711)
@@ -79,7 +82,7 @@ class House:
             "hub_name": hub_name,
             "service_url": "" if service is None else service.facts["api"],
             "secret_file": str(self.service.secret_file),
-            "state_dir": str(state_dir),
+            "state_dir": "" if bare else str(state_dir),
             "service_config": sites_config(sites, far, **(more_config or {})),
             "server_command": [places.server_command(hub)],
             "stub_python": places.stub_python(),
@@ -110,7 +113,8 @@ class House:
         settings = self.folder / "settings.json"
         settings.touch(mode=0o600)
         settings.write_text(json.dumps(self.settings, indent=1))
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+        left_out = ("PYTEST", "GLIDEPATH_") if self.bare else ("PYTEST",)
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         environ |= {"HOUSE_SETTINGS": str(settings), "PATH": f"{Path(places.proxy()).parent}:{environ['PATH']}"}
         with (self.folder / "hub.log").open("ab") as log:
             self.process = subprocess.Popen(
