@@ -42,12 +42,14 @@ c.GlidepathSpawner.hub_name = told["hub_name"]
 if told["service_url"]:
     c.GlidepathSpawner.service_url = told["service_url"]
     c.GlidepathSpawner.secret_file = told["secret_file"]
-else:
+elif told["state_dir"]:
     c.GlidepathSpawner.state_dir = told["state_dir"]
     c.GlidepathSpawner.service_config = told["service_config"]
 c.Spawner.cmd = told["server_command"]
 c.Spawner.args = ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url="]
 c.GlidepathSpawner.http_timeout = told["http_timeout"]
+#: So few that a test whose failures did count would find its Hub ended.
+c.Spawner.consecutive_failure_limit = 5
 c.Spawner.environment = {"HOUSE_MARK": "a mark that is no secret", "HOUSE_SECRET": told["server_secret"]}
 c.JupyterHub.cleanup_servers = told["cleanup_servers"]
 

@@ -25,6 +25,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.endswith("/slow"):
             time.sleep(4)
+        if self.path.endswith("/quit"):
+            print("the moon has set", flush=True)
+            os._exit(7)
         status = 500 if MODE == "fails" else 200
         told = {"version": "stub", "path": self.path, "pid": os.getpid(), "user": os.environ["JUPYTERHUB_USER"]}
         body = json.dumps(told).encode()
