@@ -72,29 +72,30 @@ def test_ada_reads_neither_bobs_socket_nor_his_environment_nor_his_files(house: 
     bob_home_dir = next(part.partition(b"=")[2].decode() for part in bob_home.split(b"\0") if part.startswith(b"HOME="))
     bob_socket = sockets_of(bob_server.pid)[0]
     own_socket = sockets_of(ada_server.pid)[0]
+    assert Path(bob_socket).is_socket() and Path(own_socket).is_socket()
     state = home.service.state_dir
+    targets = {
+        "own home": ("listing", os.path.dirname(own_socket)),
+        "own environment": ("reading", f"/proc/{ada_server.pid}/environ"),
+        "bob's socket": ("connect", bob_socket),
+        "the folder of bob's socket": ("listing", os.path.dirname(bob_socket)),
+        "bob's environment": ("reading", f"/proc/{bob_server.pid}/environ"),
+        "the environment of bob's agent": ("reading", f"/proc/{bob_agent.pid}/environ"),
+        "the memory of bob's agent": ("reading", f"/proc/{bob_agent.pid}/maps"),
+        "bob's home": ("listing", bob_home_dir),
+        "bob's file": ("reading", f"{bob_home_dir}/secret.txt"),
+        "the service's state": ("listing", str(state)),
+        "the store": ("reading", str(state / "glidepath.db")),
+        "the attach file": ("reading", str(state / "service.json")),
+        "the seal's key": ("reading", str(state / "keys" / "seal.key")),
+        "the Hub's secret": ("reading", str(home.service.secret_file)),
+        "the config": ("reading", str(state / "config.json")),
+        "the service's environment": ("reading", f"/proc/{home.service.pid}/environ"),
+    }
+    absent = [name for name, (_, path) in targets.items() if not os.path.exists(path)]
+    assert not absent, f"asking for what is not there shows nothing: {absent}"
     with home.person("ada").kernel() as kernel:
-        seen = asked(
-            kernel,
-            {
-                "own home": ("listing", os.path.dirname(own_socket)),
-                "own environment": ("reading", f"/proc/{ada_server.pid}/environ"),
-                "bob's socket": ("connect", bob_socket),
-                "the folder of bob's socket": ("listing", os.path.dirname(bob_socket)),
-                "bob's environment": ("reading", f"/proc/{bob_server.pid}/environ"),
-                "the environment of bob's agent": ("reading", f"/proc/{bob_agent.pid}/environ"),
-                "the memory of bob's agent": ("reading", f"/proc/{bob_agent.pid}/maps"),
-                "bob's home": ("listing", bob_home_dir),
-                "bob's file": ("reading", f"{bob_home_dir}/secret.txt"),
-                "the service's state": ("listing", str(state)),
-                "the store": ("reading", str(state / "glidepath.db")),
-                "the attach file": ("reading", str(state / "service.json")),
-                "the seal's key": ("reading", str(state / "keys" / "seal.key")),
-                "the Hub's secret": ("reading", str(home.service.secret_file)),
-                "the config": ("reading", str(state / "config.json")),
-                "the service's environment": ("reading", f"/proc/{home.service.pid}/environ"),
-            },
-        )
+        seen = asked(kernel, targets)
     expected = {name: name.startswith("own") for name in seen}
     assert seen == expected
     for user in ("ada", "bob"):
