@@ -127,9 +127,10 @@ class Person:
             reply = self.ask("PUT", f"api/contents/{quote(name)}", server, json=body | chunk)
             assert reply.status_code in (200, 201), f"piece {number}: {reply.status_code} {reply.text[:300]}"
 
-    def download(self, name: str, server: str = "", pause: Any = None) -> bytes:
-        """The whole file. `pause(read_bytes)` is called after each piece."""
+    def download(self, name: str, server: str = "", pause: Any = None, home: str = "") -> bytes:
+        """The whole file. `pause(read_bytes)` is called after each piece. `home` stands for the Hub's own address."""
         url = self.url(f"files/{quote(name)}", server)
+        url = url.replace(self.house.url, home, 1) if home else url
         got = bytearray()
         headers = {"Authorization": f"token {self.token}"}
         with requests.get(url, headers=headers, stream=True, timeout=150) as reply:
@@ -205,11 +206,15 @@ class Kernel:
         while time.monotonic() < deadline:
             self.socket.settimeout(max(0.1, deadline - time.monotonic()))
             try:
-                raw = self.socket.recv()
+                kind_of_frame, raw = self.socket.recv_data(
+                    control_frame=True
+                )  # a ping is a moment to look at the clock
             except websocket.WebSocketTimeoutException:
                 break
-            if not raw:
+            if kind_of_frame == websocket.ABNF.OPCODE_CLOSE:
                 raise ConnectionError("the kernel's WebSocket was closed")
+            if kind_of_frame in (websocket.ABNF.OPCODE_PING, websocket.ABNF.OPCODE_PONG):
+                continue
             message = json.loads(raw)
             if message.get("parent_header", {}).get("msg_id") != message_id:
                 continue

@@ -48,12 +48,17 @@ def test_the_user_cancels_a_queued_run_after_the_hub_was_killed(apart: tuple[Hou
     house.restart_hub()
     bob = house.person("bob")
     bob.login()
+    stays("it is still queued", lambda: service.state("bob") == "queued", LONGER_S)
+    assert (house.model("bob") or {}).get("pending") == "check", "the Hub looks for it"
     page = bob.page("services/glidepath/")
     assert page.status_code == 200 and "busy site" in page.text, page.text[:1000]
     assert cancel_on_page(bob, page.text, run) < 400
     view = service.wait_state("bob", "ended")
     assert view["run"] == run and view["end"]["reason"] in ("cancelled", "stopped")
+    house.wait_gone("bob")
     stays("nothing of it starts", lambda: not processes_of(run), 3)
+    assert house.started("bob", site="here")["run"] != run
+    house.stopped("bob")
 
 
 def cancel_on_page(person: Person, page: str, run: str) -> int:

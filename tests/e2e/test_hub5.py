@@ -12,8 +12,8 @@ from far import Far
 from house import House
 from people import text_of
 from service import site
-from test_survival import lost_track
-from waiting import agent_of, eventually, processes_of, server_of
+from test_survival import HTTP_TIMEOUT_S, lost_track, queued_through_a_kill_of_the_hub
+from waiting import agent_of, eventually, server_of
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def house5(tmp_path_factory: pytest.TempPathFactory, far: Far) -> Iterator[House
     sites = [
         site("here", folder, preference=10),
         site("far", folder, far),
-        site("queue", folder, process_queue_delay_s=10, preference=-50),
+        site("full", folder, process_slots=1, preference=-50),
     ]
-    with House(folder, hub="5", far=far, sites=sites, http_timeout=5) as house:
+    with House(folder, hub="5", far=far, sites=sites, http_timeout=HTTP_TIMEOUT_S) as house:
         assert house.api("GET", "/info").json()["version"].startswith("5.4.")
         yield house
 
@@ -71,14 +71,7 @@ def test_a_server_that_the_hub_lost_is_found_and_a_fresh_login_works(house5: Hou
 
 
 def test_a_queued_run_survives_the_hubs_sigkill(house5: House) -> None:
-    house5.ask_for("stub-well-queued", site="queue")
-    queued = house5.service.wait_state("stub-well-queued", "queued")
-    house5.kill_hub()
-    house5.restart_hub()
-    house5.wait_ready("stub-well-queued")
-    assert house5.service.view("stub-well-queued")["run"] == queued["run"]
-    assert len([process for process in processes_of(queued["run"]) if process.is_agent]) == 1
-    house5.stopped("stub-well-queued")
+    queued_through_a_kill_of_the_hub(house5)
 
 
 @pytest.mark.parametrize("victim", ["agent", "server"])
