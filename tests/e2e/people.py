@@ -156,6 +156,8 @@ class Kernel:
         self.server = server
         self.id = kernel_id
         self.session_id = uuid.uuid4().hex
+        #: What code printed so far whose end is still to come; over all WebSockets of this session.
+        self._heard: dict[str, str] = {}
         self.socket: websocket.WebSocket | None = None
         self.connect()
 
@@ -200,9 +202,9 @@ class Kernel:
         return message_id
 
     def output(self, message_id: str, within_s: float = 60) -> str:
-        """What that code printed, once the kernel is done with it."""
+        """What that code printed, once the kernel is done with it; also what came before a WebSocket was lost."""
         assert self.socket is not None
-        text, deadline = "", time.monotonic() + within_s
+        text, deadline = self._heard.get(message_id, ""), time.monotonic() + within_s
         while time.monotonic() < deadline:
             self.socket.settimeout(max(0.1, deadline - time.monotonic()))
             try:
@@ -226,7 +228,9 @@ class Kernel:
             elif kind == "execute_result":
                 text += content["data"].get("text/plain", "")
             elif kind == "status" and content["execution_state"] == "idle":
+                self._heard.pop(message_id, None)
                 return text
+            self._heard[message_id] = text
         raise NotInTime(f"the kernel was not done within {within_s:.0f} s; it printed {text[-300:]!r}")
 
     def run(self, code: str, within_s: float = 60) -> str:

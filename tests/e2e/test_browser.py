@@ -124,6 +124,8 @@ def test_lab_gets_the_output_of_a_cell_that_ran_while_the_service_was_dead(
     killed = house.service.kill()
     house.service.wait_up(other_than=killed)
     page.locator(".jp-OutputArea-output", has_text="tick 7").first.wait_for(timeout=60_000)
+    said = " ".join(page.locator(".jp-OutputArea-output").all_inner_texts()).split()
+    assert said == [word for n in range(8) for word in ("tick", str(n))], said
     house.stopped("bob")
 
 

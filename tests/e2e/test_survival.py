@@ -206,9 +206,12 @@ def test_output_made_while_the_service_was_dead_arrives_after_reconnecting(house
         asked = kernel.send(COUNTING.format(n=80))
         time.sleep(1)
         killed = house.service.kill()
+        with pytest.raises((websocket.WebSocketConnectionClosedException, ConnectionError)):
+            kernel.output(asked, within_s=10)
         house.service.wait_up(other_than=killed)
         kernel.connect(within_s=40)
-        kernel.output(asked, within_s=40)
+        output = kernel.output(asked, within_s=60)
+        assert output.split() == [word for n in range(80) for word in ("tick", str(n))], output
         assert kernel.run("n") == "79", "the cell did not run to its end"
     assert server_of(view["run"]).pid == server.pid
     house.stopped("ada")
