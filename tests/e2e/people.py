@@ -237,6 +237,13 @@ class Kernel:
         return self.output(self.send(code), within_s).strip()
 
 
+def lost_ticks(output: str, count: int) -> set[int]:
+    """Which of the lines `tick 0` and so on are not there. Those that are must be in order, and none twice."""
+    numbers = [int(word) for word in output.split() if word.isdigit()]
+    assert numbers == sorted(set(numbers)), output
+    return set(range(count)) - set(numbers)
+
+
 def quote(name: str) -> str:
     """As the Hub writes names in addresses: what Jupyter itself compares letter by letter."""
     return quote_all(name, safe="@~")

@@ -16,7 +16,7 @@ import websocket
 
 from far import Far
 from house import House
-from people import Kernel
+from people import Kernel, lost_ticks
 from service import DEADLINES, site
 from waiting import agent_of, eventually, processes_of, server_of, stays
 
@@ -211,7 +211,8 @@ def test_output_made_while_the_service_was_dead_arrives_after_reconnecting(house
         house.service.wait_up(other_than=killed)
         kernel.connect(within_s=40)
         output = kernel.output(asked, within_s=60)
-        assert output.split() == [word for n in range(80) for word in ("tick", str(n))], output
+        # One may have been inside the service at that moment. All that Jupyter still had must come.
+        assert len(lost_ticks(output, 80)) <= 1, output
         assert kernel.run("n") == "79", "the cell did not run to its end"
     assert server_of(view["run"]).pid == server.pid
     house.stopped("ada")
