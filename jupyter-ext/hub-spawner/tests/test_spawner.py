@@ -381,6 +381,16 @@ async def test_deleting_a_user_has_the_service_forget_the_home_and_a_named_serve
     assert [one for one in service.asked if one.startswith("DELETE")] == [f"DELETE /v1/hubs/hub/servers/{KEY}/home"]
 
 
+async def test_a_user_who_is_deleted_while_the_service_is_away_leaves_no_home(service, secret_file):
+    await service.down()
+    deleting = asyncio.create_task(make_spawner(service.url, secret_file).delete_forever())
+    await asyncio.sleep(0.6)
+    assert not deleting.done()
+    await service.up()
+    await asyncio.wait_for(deleting, 5)
+    assert [one for one in service.asked if one.startswith("DELETE")] == [f"DELETE /v1/hubs/hub/servers/{KEY}/home"]
+
+
 async def test_get_url_waits_for_an_answer_through_the_relay(spawner, service):
     await service.set(KEY, run="01A", state="queued")
     asking = asyncio.create_task(spawner.get_url())

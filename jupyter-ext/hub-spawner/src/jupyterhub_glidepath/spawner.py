@@ -336,10 +336,17 @@ class GlidepathSpawner(Spawner):
         """The user or this named server is deleted: what the user kept at the sites goes with the user only."""
         if self.name:
             return
-        try:
-            await self.connection().client.forget_home(self._key)
-        except (Unreachable, Refused) as error:
-            self.log.error("What %s kept at the sites is still there: %s", self._log_name, error)
+        deadline, wait_s = time.monotonic() + self.outage_patience, RETRY_FIRST_S
+        while True:
+            try:
+                await self.connection().client.forget_home(self._key)
+                return
+            except (Unreachable, Refused) as error:
+                if isinstance(error, Refused) or time.monotonic() > deadline:
+                    self.log.error("What %s kept at the sites is still there: %s", self._log_name, error)
+                    return
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RETRY_MOST_S)
 
     # ---- its parts ----------------------------------------------------------------------------------------------
 
