@@ -41,5 +41,10 @@ def service() -> str:
     return _told("GLIDEPATH_SPAWNER_BIN")
 
 
+def mortal_service() -> str:
+    """The service with its crash points built in."""
+    return _told("GLIDEPATH_MORTAL_SPAWNER_BIN")
+
+
 def agent() -> str:
     return _told("GLIDEPATH_AGENT_BIN")

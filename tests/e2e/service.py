@@ -172,10 +172,12 @@ class Service(Attached):
     def of_hub(self, name: str) -> Attached:
         return Attached(self.state_dir, name, self.state_dir / f"hub-{name}.secret")
 
-    def start(self) -> None:
+    def start(self, program: str = "", **environ: str) -> None:
+        """Starts it and waits until it is up. Another program than the usual one has its faults built in."""
         with (self.state_dir / "service.log").open("ab") as log:
             self.child = subprocess.Popen(
-                [places.service(), "--config", str(self.config_file), "serve"],
+                [program or places.service(), "--config", str(self.config_file), "serve"],
+                env=os.environ | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -16,6 +16,7 @@ use glidepath_api_types::agent::Trust;
 use glidepath_backends::process::ProcessBackend;
 use glidepath_domain::backend::Backend;
 use glidepath_domain::names::InstanceId;
+use glidepath_svc_kit::crash;
 use glidepath_svc_kit::files::{self, Lock, in_words};
 use glidepath_svc_kit::listen::{self, Bounds};
 use glidepath_svc_kit::shutdown;
@@ -189,7 +190,9 @@ impl App {
         tasks.spawn("api", listen(self.api, API_CONNECTIONS, stop()));
         tasks.spawn("metrics", listen(self.metrics, METRICS_CONNECTIONS, stop()));
 
+        crash::point("attach.before");
         let attached = self.attach.write(&self.state_dir);
+        crash::point("attach.after");
         match &attached {
             Ok(()) => tracing::info!(api = %self.attach.api, link = %self.attach.link, "ready"),
             Err(_) => self.stop.cancel(),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use glidepath_domain::names::{Attempt, InstanceId, ServerKey};
 use glidepath_domain::run::Moment;
+use glidepath_svc_kit::crash;
 use glidepath_tunnel::home::{Admitted, Gate, Knock, Refusal};
 use glidepath_tunnel::link::Link;
 use secrecy::SecretString;
@@ -144,10 +145,12 @@ impl Gate for Arrivals {
         };
         let may_be_first = clock::now() <= ticket.until;
         let attempt = ticket.attempt;
+        crash::point("gate.proved"); // the challenge is answered, the key not bound
         match self.store.bind(attempt, &knock.key, may_be_first).await {
             Ok(Bound::ToThisKey { server_key }) => match ServerKey::parse_full(&server_key) {
                 Ok(key) => {
                     self.admitted().entry(attempt).or_insert(Home { key, link: None });
+                    crash::point("gate.admitted"); // the key is bound, the agent not told
                     Ok(Admitted { identity: attempt.to_string() })
                 }
                 Err(error) => {
@@ -178,6 +181,7 @@ impl Gate for Arrivals {
                 return;
             }
         };
+        crash::point("gate.linked"); // the agent is told, its run not
         let arrived = Arrived { attempt, key, link };
         self.streams.carry(arrived.clone());
         if let Err(error) = self.arrived.try_send(arrived) {

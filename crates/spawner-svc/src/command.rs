@@ -76,6 +76,11 @@ fn check(shown: &str, config: &Config) -> ExitCode {
 
 fn serve(config: Config) -> ExitCode {
     telemetry::start(&config.log);
+    #[cfg(feature = "crash-points")]
+    if let Err(wrong) = glidepath_svc_kit::crash::arm() {
+        complain(&wrong);
+        return ExitCode::from(WRONG_CONFIG);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(app::run(config, CancellationToken::new())),

@@ -6,9 +6,11 @@
 //! tasks, shutdown  every task has a name, an owner and an end
 //! telemetry        logs as text or JSON
 //! files, listen    private files, one lock per state folder, ports
+//! crash            where tests kill the service; nothing in a normal build
 //! ```
 
 pub mod auth;
+pub mod crash;
 pub mod files;
 pub mod listen;
 pub mod problem;

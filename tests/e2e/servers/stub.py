@@ -13,10 +13,13 @@ import signal
 import socketserver
 import sys
 import time
+from pathlib import Path
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else "well"
 SOCKET = next((arg.partition("=")[2] for arg in sys.argv if arg.startswith("--ServerApp.sock=")), "")
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
+#: A line for each time that a server of this user was started; kept with the home.
+STARTS = Path.home() / "starts"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -30,6 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os._exit(7)
         status = 500 if MODE == "fails" else 200
         told = {"version": "stub", "path": self.path, "pid": os.getpid(), "user": os.environ["JUPYTERHUB_USER"]}
+        told["starts"] = len(STARTS.read_text().splitlines())
         body = json.dumps(told).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -51,6 +55,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with STARTS.open("a") as starts:
+        print(os.getpid(), file=starts)
     print("stub: up with mode", MODE, flush=True)
     if MODE == "exits":
         print("cannot open the configuration of the moon", flush=True)

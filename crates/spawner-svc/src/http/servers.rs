@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use glidepath_api_types::spawner::{Problem, ServerList, ServerView, StartBody, StartReply, StopQuery};
+use glidepath_svc_kit::crash;
 use glidepath_svc_kit::problem::{ApiError, JsonBody, QueryOf};
 use http::StatusCode;
 
@@ -35,7 +36,9 @@ pub(super) async fn start(
 ) -> Result<Json<StartReply>, ApiError> {
     let order = convert::order(key.clone(), body, &api.options)
         .map_err(|problems| refused_start(&api.metrics, &key, problems))?;
+    crash::point("hub.start.before");
     let started = api.spawner.start(order).await.map_err(|error| refused_start(&api.metrics, &key, error))?;
+    crash::point("hub.start.after");
     Ok(Json(convert::started(started, &caller.relay_url)))
 }
 
@@ -78,13 +81,16 @@ pub(super) async fn stop(
     QueryOf(query): QueryOf<StopQuery>,
 ) -> Result<Json<ServerView>, ApiError> {
     let run = convert::run(query.run.as_deref()).map_err(|problems| refused(&api.metrics, problems))?;
+    crash::point("hub.stop.before");
     let mut view =
         api.spawner.stop(&key, run, query.now).await.map_err(|error| refused(&api.metrics, error))?;
+    crash::point("hub.stop.taken");
     if query.wait_s > 0 {
         let at_most = Duration::from_secs(query.wait_s.min(WAIT_MAX_S).into());
         view = api.spawner.wait_ended(&key, at_most).await;
     }
     let view = view.or_else(|| api.spawner.view(&key));
+    crash::point("hub.stop.after");
     Ok(Json(convert::view_or_none(view, &key, &caller.relay_url)))
 }
 
@@ -102,6 +108,8 @@ pub(super) async fn forget_home(
     State(api): State<Arc<Api>>,
     OwnKey { key, .. }: OwnKey,
 ) -> Result<StatusCode, ApiError> {
+    crash::point("hub.forget.before");
     api.spawner.forget_home(&key).await.map_err(|error| refused(&api.metrics, error))?;
+    crash::point("hub.forget.after");
     Ok(StatusCode::NO_CONTENT)
 }

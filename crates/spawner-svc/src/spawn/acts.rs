@@ -8,6 +8,7 @@ use glidepath_domain::backend::{Backend, BackendError, CancelHow, JobId, JobLabe
 use glidepath_domain::names::RunId;
 use glidepath_domain::request::SpawnRequest;
 use glidepath_domain::run::{Deadlines, Event, Moment};
+use glidepath_svc_kit::crash;
 
 use super::Shared;
 use super::launch::{SealedOrder, dial_file};
@@ -54,7 +55,9 @@ impl Submit {
             Err(why) => (None, Event::SubmitRefused(number, why)),
             Ok(spec) => {
                 let turn = self.shared.turn(&self.setup.site.name).await;
+                crash::point("submit.before");
                 let answer = tokio::time::timeout(SUBMIT_WITHIN, self.setup.backend.submit(&spec)).await;
+                crash::point("submit.after");
                 drop(turn);
                 match answer {
                     Ok(Ok(job)) => (Some(job), Event::SubmitDone(number)),
@@ -91,7 +94,10 @@ impl Submit {
 }
 
 pub(super) async fn cancel(backend: Arc<dyn Backend>, label: JobLabel, how: CancelHow) -> Came {
-    match tokio::time::timeout(REMOVE_WITHIN, backend.cancel(&label, how)).await {
+    crash::point("cancel.before");
+    let cancelled = tokio::time::timeout(REMOVE_WITHIN, backend.cancel(&label, how)).await;
+    crash::point("cancel.after");
+    match cancelled {
         Ok(Ok(())) => Came::Done(Event::CancelDone(label.attempt.number)),
         Ok(Err(error)) => not_removed(&label, &error.to_string()),
         Err(_) => not_removed(&label, "no answer in time"),
@@ -99,7 +105,10 @@ pub(super) async fn cancel(backend: Arc<dyn Backend>, label: JobLabel, how: Canc
 }
 
 pub(super) async fn forget(backend: Arc<dyn Backend>, label: JobLabel) -> Came {
-    match tokio::time::timeout(REMOVE_WITHIN, backend.forget(&label)).await {
+    crash::point("forget.before");
+    let forgotten = tokio::time::timeout(REMOVE_WITHIN, backend.forget(&label)).await;
+    crash::point("forget.after");
+    match forgotten {
         Ok(Ok(())) => Came::Done(Event::ForgetDone(label.attempt.number)),
         Ok(Err(error)) => not_removed(&label, &error.to_string()),
         Err(_) => not_removed(&label, "no answer in time"),

@@ -10,6 +10,7 @@ use glidepath_api_types::agent::{
     ToAgent,
 };
 use glidepath_domain::run::{EndCause, Event, Phase, ServerEnd};
+use glidepath_svc_kit::crash;
 use glidepath_tunnel::link::{Link, LinkState};
 use glidepath_tunnel::stream::Stream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -109,9 +110,11 @@ impl Session {
                     let Some(word) = word else { return Over::All };
                     let Ok(mut line) = serde_json::to_vec(&word) else { continue };
                     line.push(b'\n');
+                    crash::point("word.before");
                     if to.write_all(&line).await.is_err() || to.flush().await.is_err() {
                         return Over::Stream;
                     }
+                    crash::point("word.after");
                 }
                 read = from.read(&mut chunk) => match read {
                     Ok(0) | Err(_) => return Over::Stream,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use glidepath_domain::names::Attempt;
+use glidepath_svc_kit::crash;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Row as _};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -41,6 +42,48 @@ pub(super) enum Change {
     /// Writes something and takes it back, to see whether it can be done.
     Probe,
     Close,
+}
+
+impl Change {
+    /// Where tests kill the service: with all of it written, and not committed.
+    fn crash_before(&self) {
+        crash::point(match self {
+            Self::Create { .. } => "store.create.before",
+            Self::Save { row, .. } if row.settled => "store.settled.before",
+            Self::Save { row, .. } => match row.state.as_str() {
+                "queued" => "store.queued.before",
+                "dialling" | "starting" => "store.starting.before",
+                "ready" => "store.ready.before",
+                "stopping" => "store.stopping.before",
+                "ended" => "store.ended.before",
+                _ => return,
+            },
+            Self::Bind { .. } => "store.bind.before",
+            Self::Prune { .. } => "store.prune.before",
+            Self::Close => "store.close.before",
+            Self::Probe => return,
+        });
+    }
+
+    /// And with all of it committed, before anybody is told.
+    fn crash_after(&self) {
+        crash::point(match self {
+            Self::Create { .. } => "store.create.after",
+            Self::Save { row, .. } if row.settled => "store.settled.after",
+            Self::Save { row, .. } => match row.state.as_str() {
+                "queued" => "store.queued.after",
+                "dialling" | "starting" => "store.starting.after",
+                "ready" => "store.ready.after",
+                "stopping" => "store.stopping.after",
+                "ended" => "store.ended.after",
+                _ => return,
+            },
+            Self::Bind { .. } => "store.bind.after",
+            Self::Prune { .. } => "store.prune.after",
+            Self::Close => "store.close.after",
+            Self::Probe => return,
+        });
+    }
 }
 
 /// What a change came to.
@@ -132,8 +175,10 @@ impl Writer {
         let mut done = Vec::with_capacity(batch.len());
         for job in batch {
             done.push(self.one(&job.change, told).await?);
+            job.change.crash_before();
         }
         self.statement("COMMIT").await?;
+        batch.iter().for_each(|job| job.change.crash_after());
         Ok(done)
     }
 

@@ -1,0 +1,168 @@
+"""The service dies at each point that its sources name, by SIGKILL, in the middle of a server's life.
+
+The points are read from the sources: before and after every write to the store and every act on the outside. Whatever
+the point, the user's server starts once, works, stops, and leaves nothing: store, jobs and Hub agree.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+import places
+from far import Far
+from house import House
+from people import quote
+from service import Service, site, sites_config
+from test_tickets import TICKET_REFUSED, dial
+from waiting import NotInTime, eventually, free_port, processes_of
+
+#: Long enough to take a copy of the dial file while the job waits.
+QUEUE_DELAY_S = 2
+
+
+def crash_points() -> list[str]:
+    """Every point that the sources of the service and of what is linked into it name."""
+    found: list[str] = []
+    for source in sorted((places.TOP / "crates").glob("*/src/**/*.rs")):
+        for call in re.findall(r"crash::point\((.*?)\);", source.read_text(), re.DOTALL):
+            found += re.findall(r'"((?:[a-z]+\.)+[a-z]+)"', call)
+    return found
+
+
+def test_the_sources_name_points_and_none_twice() -> None:
+    points = crash_points()
+    assert len(points) > 20, points
+    assert len(points) == len(set(points)), "two points of one name: the second one would never be tried"
+
+
+class Operator:
+    """Starts the service that is to die, and starts it again when it did."""
+
+    def __init__(self, service: Service, point: str) -> None:
+        self.service = service
+        self.point = point
+        self.deaths = 0
+        self._over = threading.Event()
+        self._looking = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Operator:
+        try:
+            self.service.start(places.mortal_service(), GLIDEPATH_DIE_AT=self.point)
+        except NotInTime:
+            self._start_again()  # it died before it was up
+        self._looking.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._looking.join()
+        self.service.stop()
+        self._count()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.05):
+            if self.service.child is not None and self.service.child.poll() is not None:
+                self._start_again()
+
+    def _start_again(self) -> None:
+        self._count()
+        self.service.start()
+
+    def _count(self) -> None:
+        assert self.service.child is not None
+        self.deaths += self.service.child.poll() == -9
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory, far: Far) -> Iterator[tuple[House, Service]]:
+    folder = tmp_path_factory.mktemp("crash")
+    folder.chmod(0o711)
+    hub_port = free_port()
+    hubs = [{"name": "hub", "api_url": f"http://127.0.0.1:{hub_port}/hub/api"}]
+    sites = [site("far", folder, far, process_queue_delay_s=QUEUE_DELAY_S)]
+    service = Service(folder, sites_config(sites, far), hubs)
+    service.start()
+    house = House(folder / "hub", service=service, far=far)
+    house.hub_port = house.settings["hub_port"] = hub_port
+    try:
+        with house:
+            yield house, service
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("point", crash_points())
+def test_a_death_at_any_point_loses_nothing_and_doubles_nothing(
+    apart: tuple[House, Service], point: str, tmp_path: Path
+) -> None:
+    house, service = apart
+    user = f"stub-well-{point.replace('.', '-')}"
+    service.stop()
+    with Operator(service, point) as operator:
+        assert house.ask_for(user, site="far").status_code == 202
+        copy = copied_dial_file(house, tmp_path)
+        house.wait_ready(user)
+        view = service.wait_state(user, "ready")
+        run = view["run"]
+        answer = eventually("it answers", lambda: answered(house, user), 30)
+        assert answer["starts"] == 1, "its server was started more than once"
+        assert view["attempt"] == 1
+        assert len([process for process in processes_of(run) if process.is_agent]) == 1
+        replayed = dial(copy, tmp_path)
+        assert replayed.returncode == TICKET_REFUSED, replayed.stderr.decode()
+        reply = house.stop_server(user)
+        assert reply.status_code in (202, 204), reply.text
+        house.wait_gone(user)
+        assert house.api("DELETE", f"/users/{quote(user)}").status_code == 204
+        eventually("nothing is left of it", lambda: not left_over(house, service, run), 20)
+    if operator.deaths == 0:
+        pytest.fail(f"the service never passed {point}: this story does not cover it")
+    service.start()
+    time.sleep(0.5)
+    assert left_over(house, service, run) == []
+
+
+def copied_dial_file(house: House, folder: Path) -> Path:
+    """A copy in the hands of somebody else, taken while the job waits for its turn."""
+    jobs = house.folder.parent / "jobs-far" / "jobs"
+    copy = folder / "stolen.json"
+
+    def look() -> bool:
+        found = list(jobs.glob("*/own/dial.json"))
+        if not found:
+            return False
+        shutil.copyfile(found[0], copy)
+        return True
+
+    eventually("a dial file lies in a job's folder", look, 40, every_s=0.05)
+    copy.chmod(0o600)
+    return copy
+
+
+def answered(house: House, user: str) -> dict[str, int] | None:
+    reply = house.person(user).ask("GET", "api")
+    return reply.json() if reply.status_code == 200 else None
+
+
+def left_over(house: House, service: Service, run: str) -> list[str]:
+    """What is still there of this run, and of any other, where nothing should be."""
+    found = [f"process {process.pid}" for process in processes_of(run)]
+    work = house.folder.parent / "jobs-far"
+    found += [str(folder) for folder in [*(work / "jobs").iterdir(), *work.glob("homes/*/*")]]
+    with sqlite3.connect(f"file:{service.state_dir / 'glidepath.db'}?mode=ro", uri=True) as books:
+        found += [f"unsettled {row}" for row in books.execute("SELECT run, state FROM runs WHERE settled = 0")]
+        found += [f"order of {row}" for row in books.execute("SELECT run FROM orders")]
+    users = house.api("GET", "/users").json()
+    found += [f"the Hub's {user['name']}" for user in users if user["servers"]]
+    return found
