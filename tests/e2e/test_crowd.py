@@ -75,8 +75,12 @@ def test_150_queued_runs_do_not_hold_up_the_next_on_a_free_site(house: House) ->
 def test_odd_names_get_a_server_of_their_own(house: House, user: str) -> None:
     view = house.started(user, site="here")
     assert view["user"] == user
-    reply = house.person(user).ask("GET", "api/status")
-    assert reply.status_code == 200, reply.text
+    person = house.person(user)
+    person.login()
+    lab = person.lab()
+    assert lab.status_code == 200 and "jupyter-config-data" in lab.text, f"{lab.url}: {lab.text[:500]}"
+    with person.kernel() as kernel:
+        assert kernel.run("print(6 * 7)") == "42"
     house.stopped(user)
 
 

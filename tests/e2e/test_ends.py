@@ -103,7 +103,8 @@ def test_a_killed_jupyter_is_told_in_time_with_its_last_line(house: House) -> No
     assert end["signal"] == signal.SIGKILL and end["last_lines"], end
     ada = house.person("ada")
     ada.login()
-    assert " ".join(end["last_lines"][-1].split()) in text_of(ada.page("services/glidepath/").text)
+    last_line = " ".join(end["last_lines"][-1].split())[:60]  # the page shows long lines in part
+    assert last_line in text_of(ada.page("services/glidepath/").text)
     starts_again(house, "ada", first["run"])
 
 

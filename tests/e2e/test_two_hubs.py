@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 import requests
 
 from house import House
+from people import Person
 from service import Service, site, sites_config
 from waiting import free_port
 
@@ -96,6 +99,9 @@ def test_a_person_logs_in_and_works_below(tmp_path: Path, base_url: str, subdoma
         assert lab.status_code == 200 and "jupyter-config-data" in lab.text, lab.text[:1000]
         with person.kernel() as kernel:
             assert kernel.run("print(6 * 7)") == "42"
+        page = person.session.get(page_of_servers(person), timeout=30)
+        assert page.status_code == 200 and "My servers" in page.text, f"{page.url}: {page.text[:500]}"
+        assert "This machine" in page.text
         relay = house.service.view("ada")["url"]
         prefix = f"{base_url}user/ada/"
         answer = requests.get(
@@ -107,3 +113,11 @@ def test_a_person_logs_in_and_works_below(tmp_path: Path, base_url: str, subdoma
         for path in ("/user/ada/api", "/user/ada/lab") if base_url != "/" else ("/user/bob/api", "/ada/api"):
             assert requests.get(relay + path, timeout=20).status_code == 503
         house.stopped("ada")
+
+
+def page_of_servers(person: Person) -> str:
+    """Where the Hub's own menu leads to."""
+    home = person.page("hub/home")
+    link = re.search(r'href="([^"]*/services/glidepath/)"', home.text)
+    assert link, home.text
+    return str(urljoin(home.url, link.group(1)))
