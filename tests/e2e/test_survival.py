@@ -187,6 +187,8 @@ def test_a_run_outlives_the_service(house: House, state: str) -> None:
     try:
         house.ask_for(user, site={"queued": "busy", "dialling": "far", "ready": "far"}[state])
         before = house.service.wait_state(user, state)
+        if state == "ready":
+            house.wait_ready(user)
         killed = house.service.kill()
         house.service.wait_up(other_than=killed)
     finally:
