@@ -377,7 +377,9 @@ impl Try {
         if self.now.submitting {
             return; // its answer decides whether there is a job
         }
-        if self.submit.made_nothing() {
+        // Begun and fenced in one decision, it was not asked for at all: no list would ever be late enough to tell.
+        let never_asked = self.submit == Submit::Asked && self.submit_returned.is_none();
+        if self.submit.made_nothing() || never_asked {
             self.cleaned = true;
             return;
         }

@@ -355,6 +355,15 @@ fn a_run_that_was_being_submitted_is_submitted_again_as_the_same_attempt() {
     assert_eq!(read.resume(story.now, &deadlines()), [Effect::Submit(1)]);
 }
 
+#[test]
+fn an_attempt_that_is_begun_when_the_queue_deadline_is_over_leaves_nothing_to_clean_up() {
+    let mut story = Story::at(&["here", "far"]);
+    story.now = story.now.after(deadlines().queued);
+    story.hears(Event::SubmitRefused(1, "no".to_owned()));
+    assert_eq!(story.end().reason, EndReason::QueueDeadline);
+    assert!(story.run.is_settled(), "the second site was never asked: {:?}", story.run.tries);
+}
+
 fn reread(run: &Run) -> Run {
     serde_json::from_str(&serde_json::to_string(run).unwrap()).unwrap()
 }
