@@ -48,7 +48,7 @@ pub struct Run {
     pub tries: Vec<Try>,
     /// Why it is to end, once that was asked.
     pub stop: Option<Stop>,
-    /// When the launch order of the current attempt went out first.
+    /// When the launch order of the current attempt went out last while no server was known to run there.
     pub launched_at: Option<Moment>,
     /// When the server first answered.
     pub ready_at: Option<Moment>,

@@ -145,7 +145,7 @@ impl Run {
     }
 
     fn starting(&mut self, now: Moment, deadlines: &Deadlines, out: &mut Vec<Effect>) -> Next {
-        let (clock, launched) = (self.clock, self.launched_at);
+        let clock = self.clock;
         let Some(attempt) = self.tries.last_mut() else { return Next::Go(State::Placed) };
         if let Some(Phase::Ended(end)) = &attempt.now.phase {
             let ended = attempt.server_ended(end, None, now);
@@ -171,7 +171,9 @@ impl Run {
             end.last_lines.clone_from(&attempt.now.lines);
             return Next::Finish(end);
         }
-        if attempt.send_launch(out) && launched.is_none() {
+        // An order may be lost with its link: the server lives from the last one that can have started it.
+        let runs = !matches!(attempt.now.phase, None | Some(Phase::Waiting));
+        if attempt.send_launch(out) && !runs {
             self.launched_at = Some(now);
         }
         Next::Stay

@@ -364,6 +364,18 @@ fn an_attempt_that_is_begun_when_the_queue_deadline_is_over_leaves_nothing_to_cl
     assert!(story.run.is_settled(), "the second site was never asked: {:?}", story.run.tries);
 }
 
+#[test]
+fn the_walltime_counts_from_the_launch_order_that_came_through() {
+    let mut story = Story::starting(&["here"]);
+    story.run = reread(&story.run); // the service died with the order in its hands
+    story.now = story.now.after(Duration::from_secs(WALLTIME_S - 60));
+    story.run.resume(story.now, &deadlines());
+    assert_eq!(story.hears(Event::Linked(1)).out, [Effect::SendLaunch(1)]);
+    story.hears(Event::Report(1, Phase::Listening, vec![])).hears(Event::Answered(1, 200));
+    assert_eq!(story.after(WALLTIME_S).run.state, State::Ready, "its server lives since the second order");
+    assert_eq!(story.after(11).run.state, State::Stopping);
+}
+
 fn reread(run: &Run) -> Run {
     serde_json::from_str(&serde_json::to_string(run).unwrap()).unwrap()
 }
