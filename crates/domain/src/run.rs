@@ -91,8 +91,9 @@ pub struct Try {
     pub begun: Moment,
     /// What became of the submit.
     pub submit: Submit,
-    /// When the last submit returned: a list that was asked for later and lacks the job says that it is gone.
-    pub submit_returned: Option<Moment>,
+    /// When last a submit returned, its job was seen or its agent came home: only a list that was asked for later and
+    /// lacks the job says that it is gone.
+    pub heard_of: Option<Moment>,
     /// True once it may not attach: another attempt follows, or the run is over.
     pub fenced: bool,
     /// True once its agent has been home.
@@ -352,7 +353,7 @@ impl Run {
         };
         for attempt in &mut self.tries {
             attempt.now = Now::default();
-            attempt.submit_returned.get_or_insert(now);
+            attempt.heard_of.get_or_insert(now);
             if attempt.linked {
                 attempt.now.link = LinkNow::Down(now);
             }
@@ -417,7 +418,7 @@ impl Try {
             at,
             begun: now,
             submit: Submit::Asked,
-            submit_returned: None,
+            heard_of: None,
             fenced: false,
             linked: false,
             trouble: None,

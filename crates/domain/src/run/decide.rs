@@ -380,7 +380,7 @@ impl Try {
             return; // its answer decides whether there is a job
         }
         // Begun and fenced in one decision, it was not asked for at all: no list would ever be late enough to tell.
-        let never_asked = self.submit == Submit::Asked && self.submit_returned.is_none();
+        let never_asked = self.submit == Submit::Asked && self.heard_of.is_none();
         if self.submit.made_nothing() || never_asked {
             self.cleaned = true;
             return;

@@ -41,9 +41,9 @@ impl Run {
             }
             Event::Linked(n) => {
                 if let Some(attempt) = self.valid(n) {
+                    attempt.is_there(now); // whatever the submit said: here is its agent
                     attempt.linked = true;
                     attempt.now.link = LinkNow::Up;
-                    attempt.submit = Submit::Done; // whatever the submit said: here is its agent
                     (attempt.now.launch_sent, attempt.now.stop_sent) = (false, false);
                 }
             }
@@ -90,7 +90,7 @@ impl Run {
     fn submit_returned(&mut self, number: u32, came_to: Submit, why: Option<String>, now: Moment) {
         let Some(attempt) = self.any(number) else { return };
         attempt.now.submitting = false;
-        attempt.submit_returned = Some(now);
+        attempt.heard_of = Some(now);
         // What is known to be there stays there: a repeated submit that went wrong says nothing about the first.
         if attempt.submit != Submit::Done {
             attempt.submit = came_to;
@@ -115,12 +115,17 @@ impl Run {
 }
 
 impl Try {
-    fn job_seen(&mut self, state: JobState, now: Moment) {
+    /// There is a job, for sure, whatever its submit came to.
+    fn is_there(&mut self, now: Moment) {
+        (self.submit, self.heard_of) = (Submit::Done, Some(now));
         if self.cleaned {
             self.cleaned = false; // it was thought to be gone: clean up again
             self.now.forget_asked = None;
         }
-        self.submit = Submit::Done;
+    }
+
+    fn job_seen(&mut self, state: JobState, now: Moment) {
+        self.is_there(now);
         self.job = match (state, &self.job) {
             (JobState::Queued { position, predicted_wait_s }, _) => {
                 Job::Queued { position, predicted_wait_s }
@@ -133,7 +138,7 @@ impl Try {
     }
 
     fn job_absent(&mut self, asked: Moment, now: Moment) {
-        let can_tell = !self.now.submitting && self.submit_returned.is_some_and(|returned| asked > returned);
+        let can_tell = !self.now.submitting && self.heard_of.is_some_and(|heard| asked > heard);
         let known = matches!(self.submit, Submit::Done) || self.fenced || self.cancelled;
         if can_tell && known && !matches!(self.job, Job::Gone { .. }) {
             self.job = Job::Gone { end: None, at: now };

@@ -376,6 +376,28 @@ fn the_walltime_counts_from_the_launch_order_that_came_through() {
     assert_eq!(story.after(11).run.state, State::Stopping);
 }
 
+#[test]
+fn a_list_that_was_asked_for_before_the_job_was_seen_does_not_say_that_it_is_gone() {
+    let mut story = Story::at(&["here", "far"]);
+    story.hears(Event::SubmitUnknown(1, "no answer".to_owned()));
+    let asked = story.now.after(Duration::from_secs(1));
+    story.now = story.now.after(Duration::from_secs(2));
+    story.hears(running(1)).hears(Event::JobAbsent(1, asked));
+    assert_eq!((story.run.state, story.run.tries.len()), (State::Dialling, 1));
+    story.hears_absent(1);
+    assert_eq!(story.run.tries.len(), 2);
+}
+
+#[test]
+fn a_list_that_was_asked_for_before_the_agent_came_home_does_not_say_that_its_job_is_gone() {
+    let mut story = Story::at(&["here", "far"]);
+    story.hears(Event::SubmitUnknown(1, "no answer".to_owned()));
+    let asked = story.now.after(Duration::from_secs(1));
+    story.now = story.now.after(Duration::from_secs(2));
+    story.hears(Event::Linked(1)).hears(Event::JobAbsent(1, asked)).hears(Event::LinkCut(1)).after(2);
+    assert_eq!(story.run.state, State::Starting);
+}
+
 fn reread(run: &Run) -> Run {
     serde_json::from_str(&serde_json::to_string(run).unwrap()).unwrap()
 }
