@@ -40,11 +40,12 @@ impl Run {
                 }
             }
             Event::Linked(n) => {
-                if let Some(attempt) = self.valid(n) {
+                if let Some(attempt) = self.any(n) {
                     attempt.is_there(now); // whatever the submit said: here is its agent
-                    attempt.linked = true;
-                    attempt.now.link = LinkNow::Up;
+                    attempt.linked |= !attempt.fenced;
+                    attempt.now.link = LinkNow::Up; // a fenced one too: it came too late, and its link is to be closed
                     (attempt.now.launch_sent, attempt.now.stop_sent) = (false, false);
+                    attempt.now.close_sent = false;
                 }
             }
             Event::LinkBack(n) => {

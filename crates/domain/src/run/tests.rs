@@ -398,6 +398,24 @@ fn a_list_that_was_asked_for_before_the_agent_came_home_does_not_say_that_its_jo
     assert_eq!(story.run.state, State::Starting);
 }
 
+#[test]
+fn an_agent_that_is_home_only_after_its_attempt_was_fenced_is_sent_away() {
+    let mut story = Story::queued(&["here", "far"]);
+    story.hears(running(1)).after(121);
+    assert!(story.run.tries[0].fenced);
+    assert_eq!(story.hears(Event::Linked(1)).out, [Effect::CloseLink(1, "this attempt is over".to_owned())]);
+    assert!(!story.run.tries[0].linked);
+}
+
+#[test]
+fn an_agent_of_a_refused_submit_shows_that_there_is_a_job_to_clean_up() {
+    let mut story = Story::at(&["here", "far"]);
+    story.hears(Event::SubmitRefused(1, "no".to_owned()));
+    assert!(story.run.tries[0].cleaned);
+    story.hears(Event::Linked(1));
+    assert!(story.out.contains(&Effect::Cancel(1, CancelHow::Kindly)), "{:?}", story.out);
+}
+
 fn reread(run: &Run) -> Run {
     serde_json::from_str(&serde_json::to_string(run).unwrap()).unwrap()
 }
