@@ -46,3 +46,12 @@ def test_a_clean_stop_of_the_hub_does_with_servers_and_service_as_it_is_told(tmp
             assert house.service.pid == pid
             assert house.service.view("stub-well-stays")["run"] == run
             house.stopped("stub-well-stays")
+
+
+def test_the_agent_of_the_package_is_static() -> None:
+    """It names no loader (ELF's PT_INTERP, type 3), so it starts on any Linux of its architecture."""
+    program = Path(places.agent()).read_bytes()
+    assert program[:5] == b"\x7fELF\x02"
+    table, size, count = (int.from_bytes(program[at : at + n], "little") for at, n in ((32, 8), (54, 2), (56, 2)))
+    kinds = [int.from_bytes(program[table + n * size : table + n * size + 4], "little") for n in range(count)]
+    assert kinds and 3 not in kinds

@@ -199,6 +199,29 @@ async fn no_dial_home_within_the_deadline_tries_the_next_site_and_removes_the_fi
 }
 
 #[tokio::test]
+async fn a_run_that_waits_too_long_ends_with_that_reason_and_leaves_no_job() {
+    let backend = FakeBackend::queueing();
+    let mut plan = Plan::with(&[("here", &backend)]);
+    plan.deadlines.queued = Duration::from_millis(500);
+    let house = House::build(plan).await;
+    house.start("ada").await;
+    assert_eq!(house.reaches("ada", State::Ended).await.end.unwrap().reason, EndReason::QueueDeadline);
+    until(LONG, "no job is left", || async { backend.list().await.unwrap().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn an_agent_may_miss_its_home_for_the_walltime_unless_the_site_says_otherwise() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    let run = house.start("ada").await.view.run;
+    house.reaches("ada", State::Queued).await;
+    let spec = backend.spec(attempt(run, 1)).unwrap();
+    let file: serde_json::Value = serde_json::from_str(spec.dial_file.expose_secret()).unwrap();
+    let walltime_s = u64::from(order("ada", "x").request.resources.walltime_min) * 60;
+    assert_eq!(file["absence_limit_s"], walltime_s);
+}
+
+#[tokio::test]
 async fn sixty_four_starts_at_once_do_not_overshoot_a_limit() {
     let backend = FakeBackend::queueing();
     let mut plan = Plan::with(&[("here", &backend)]);
