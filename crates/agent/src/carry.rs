@@ -1,6 +1,7 @@
 //! Takes the streams that home opens, and carries each to where its purpose says: the control conversation, or the
 //! server's socket.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use glidepath_api_types::agent::{
@@ -16,7 +17,9 @@ use tokio::io::{
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
+use tokio_util::io::InspectReader;
 
+use crate::activity::Carried;
 use crate::launch::Target;
 use crate::server::connect;
 
@@ -46,6 +49,8 @@ pub struct Carrier {
     pub orders: mpsc::Sender<Order>,
     /// Where the server listens; `None` before its start and after its end.
     pub target: watch::Receiver<Option<Target>>,
+    /// Counts what comes for it from home.
+    pub carried: Carried,
 }
 
 impl Carrier {
@@ -68,7 +73,7 @@ impl Carrier {
                     control = Some(streams.spawn(talk));
                 }
                 PURPOSE_SERVER if streams.len() <= MAX_SERVER_STREAMS => {
-                    streams.spawn(to_server(stream, self.target.clone()));
+                    streams.spawn(to_server(stream, self.target.clone(), self.carried.clone()));
                 }
                 PURPOSE_SERVER => {
                     tracing::warn!(limit = MAX_SERVER_STREAMS, "too many streams: one is refused")
@@ -164,9 +169,12 @@ async fn tell(
 }
 
 /// Copies both ways until both are at their end. Without a server, or when it does not listen, the stream is reset.
-async fn to_server(mut stream: Stream, mut target: watch::Receiver<Option<Target>>) {
+async fn to_server(stream: Stream, mut target: watch::Receiver<Option<Target>>, carried: Carried) {
     let Some(at) = target.borrow_and_update().clone() else { return };
     let Ok(mut server) = connect(&at).await else { return };
+    let mut stream = InspectReader::new(stream, |bytes: &[u8]| {
+        carried.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    });
     let server_over = async {
         let _ = target.wait_for(Option::is_none).await;
         sleep(LAST_BYTES).await;

@@ -19,7 +19,8 @@ enum Command {
     /// Dial home with the ticket of a dial file, start the server that home orders, and see it to its end.
     ///
     /// Exit codes: 0 the server ended (home was told how), 77 home refused the ticket, 78 the server could not be
-    /// started, 79 home could not be reached in time, 80 home was absent for too long.
+    /// started, 79 home could not be reached in time, 80 home was absent for too long. 81, 82 and 83: the server was ended at
+    /// its walltime, because it was idle, or because it computed for too long with nobody connected.
     Run(RunArgs),
     /// Set up a process, then become the given command. Used by the backend that starts jobs on this machine.
     ///

@@ -21,6 +21,9 @@ use crate::processes::ATTEMPT_VAR;
 pub const SOCKET_NAME: &str = "server.sock";
 /// Longest path of a socket: the system allows 107 bytes, and some programs less.
 pub const SOCKET_PATH_MAX_BYTES: usize = 100;
+/// Where the server is to listen, as home writes it; the one variable in which a port is filled in. All others are the
+/// order's, letter by letter.
+const SERVICE_URL_VAR: &str = "JUPYTERHUB_SERVICE_URL";
 /// Environment variable that names the file of `notice`.
 pub const NOTICE_VAR: &str = "GLIDEPATH_NOTICE_FILE";
 
@@ -123,10 +126,8 @@ pub fn prepare(order: LaunchOrder, place: &Place, hub_base: &str) -> Result<Laun
     };
     let mut env = order.env;
     rewrite_hub_urls(&mut env, &order.hub_url_vars, hub_base)?;
-    for value in env.values_mut() {
-        if let (Target::Tcp(port), true) = (&target, value.expose_secret().contains("{port}")) {
-            *value = value.expose_secret().replace("{port}", &port.to_string()).into();
-        }
+    if let (Target::Tcp(port), Some(url)) = (&target, env.get_mut(SERVICE_URL_VAR)) {
+        *url = url.expose_secret().replacen("{port}", &port.to_string(), 1).into();
     }
     add_missing(&mut env, &account);
     env.insert(ATTEMPT_VAR.to_owned(), place.attempt.as_str().into());
@@ -302,6 +303,8 @@ fn fits(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use glidepath_api_types::agent::Limits;
+
     use super::*;
 
     #[test]
@@ -366,11 +369,13 @@ mod tests {
         let mut order = order(&["serve", "--port={port}"]);
         order.listen = ListenOn::LoopbackTcp;
         order.env.insert("JUPYTERHUB_SERVICE_URL".to_owned(), "http://127.0.0.1:{port}/user/ada/".into());
+        order.env.insert("PROMPT".to_owned(), "{port}{socket}".into());
         let launch = prepare(order, &place(folder.path()), "x").unwrap();
         let Target::Tcp(port) = launch.target else { unreachable!("a port was asked for") };
         assert_eq!(launch.argv[1], format!("--port={port}"));
         let url = launch.env["JUPYTERHUB_SERVICE_URL"].expose_secret();
         assert_eq!(url, format!("http://127.0.0.1:{port}/user/ada/"));
+        assert_eq!(launch.env["PROMPT"].expose_secret(), "{port}{socket}", "the user's own text");
     }
 
     #[test]
@@ -403,6 +408,7 @@ mod tests {
             working_dir: Some("work".to_owned()),
             grace_s: 5,
             walltime_s: 60,
+            limits: Limits::default(),
         }
     }
 }

@@ -14,6 +14,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use glidepath_api_types::agent::EndCause;
+
 use crate::output::Output;
 use crate::scribe::Scribe;
 
@@ -35,6 +37,21 @@ pub enum Reason {
     Walltime,
     /// Home is away.
     HomeAbsent,
+    /// Nothing goes on.
+    Idle,
+    /// A kernel computes with nobody there.
+    Unattended,
+}
+
+impl Reason {
+    /// The one that stands for a limit of the server.
+    pub fn of_limit(cause: EndCause) -> Self {
+        match cause {
+            EndCause::Idle => Reason::Idle,
+            EndCause::Unattended => Reason::Unattended,
+            _ => Reason::Walltime,
+        }
+    }
 }
 
 /// Where notices go.
@@ -61,12 +78,13 @@ impl Notices {
         self.write();
     }
 
-    /// Says that the server ends in so long.
-    pub fn warn(&mut self, reason: Reason, text: &str, ends_in: Duration) {
+    /// Says that the server ends in so long; gives the second since 1970 at which it will.
+    pub fn warn(&mut self, reason: Reason, text: &str, ends_in: Duration) -> u64 {
         self.output.say(text);
         let ends_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + ends_in;
         self.reasons.insert(reason, (text.to_owned(), ends_at.as_secs()));
         self.write();
+        ends_at.as_secs()
     }
 
     /// Says something that is no warning.

@@ -1,6 +1,6 @@
 //! The agent's whole state, as home is told it: at each change and every few seconds.
 
-use glidepath_api_types::agent::{Phase, Report, Usage};
+use glidepath_api_types::agent::{EndCause, Phase, Report, Usage, Warning};
 use nix::sys::utsname::uname;
 use tokio::sync::watch;
 
@@ -25,6 +25,7 @@ impl Reporter {
             arch: told(machine.as_ref().map(|machine| machine.machine())),
             usage: None,
             last_lines: Vec::new(),
+            warnings: Vec::new(),
         };
         Reporter { report: watch::Sender::new(report), output }
     }
@@ -48,6 +49,19 @@ impl Reporter {
     /// What the server used so far.
     pub fn usage(&self, usage: Usage) {
         self.change(|report| report.usage = Some(usage));
+    }
+
+    /// The server ends soon of this; it replaces an earlier warning of the same cause.
+    pub fn warn(&self, warning: Warning) {
+        self.change(|report| {
+            report.warnings.retain(|told| told.cause != warning.cause);
+            report.warnings.push(warning);
+        });
+    }
+
+    /// The server does not end of this any more.
+    pub fn take_back(&self, cause: EndCause) {
+        self.change(|report| report.warnings.retain(|told| told.cause != cause));
     }
 
     /// The same again: home hears that the agent is alive.

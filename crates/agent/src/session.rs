@@ -8,26 +8,30 @@ use std::time::Duration;
 
 use clap::Args;
 use glidepath_api_types::agent::{
-    self as wire, DialFile, EXIT_CANNOT_START, EXIT_HOME_ABSENT, EXIT_NEVER_HOME, EXIT_SERVER_ENDED,
-    EXIT_TICKET_REFUSED, EndCause, LaunchOrder, Phase, ServerEnd, ToAgent,
+    self as wire, DialFile, EXIT_CANNOT_START, EXIT_SERVER_ENDED, EndCause, LaunchOrder, Phase, ServerEnd,
+    ToAgent, Warning,
 };
 use glidepath_tunnel::dial::{self, BadDial, DialConfig};
 use glidepath_tunnel::link::Link;
 use nix::sys::signal::Signal;
+use secrecy::ExposeSecret as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::activity::{Carried, Looks, Watchman};
 use crate::carry::{Carrier, Order};
 use crate::dial_file::{self, BadDialFile};
-use crate::events::{Event, Events, Presence, Signals, TaskEnd, later, warn_before};
-use crate::hub::HubForwarder;
+use crate::ending::{self, Ending, in_words, server_end};
+use crate::events::{Event, Events, Presence, Signals, TaskEnd, later};
+use crate::hub::{HubForwarder, Voucher};
 use crate::launch::{self, Launch, Place, Target};
+use crate::limits::News;
 use crate::notice::{NOTICE_NAME, Notices, Reason};
-use crate::output::{Output, clean_line};
+use crate::output::Output;
 use crate::reaper::{Exit, Reaper};
 use crate::report::Reporter;
-use crate::server::{Over, Server, listening};
+use crate::server::{Server, listening};
 use crate::usage;
 
 /// Orders that wait; a control stream with more is not read on.
@@ -40,8 +44,6 @@ const FAREWELL_ABSENT: Duration = Duration::from_secs(15 * 60);
 const FAREWELL_HURRIED: Duration = Duration::from_secs(5);
 /// How long closing the link may take.
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);
-/// Longest reason of home that is passed on.
-const REASON_CHARS: usize = 300;
 
 /// What `glidepath-agent run` is told.
 #[derive(Debug, Args)]
@@ -134,8 +136,14 @@ async fn run(args: RunArgs) -> Result<i32, SessionError> {
     let reaper = Reaper::default();
     let (order_in, orders) = mpsc::channel(ORDERS_WAITING);
     let (target, target_seen) = watch::channel(None);
-    let carrier =
-        Carrier { link: link.clone(), report: reporter.watch(), orders: order_in, target: target_seen };
+    let carried = Carried::default();
+    let carrier = Carrier {
+        link: link.clone(),
+        report: reporter.watch(),
+        orders: order_in,
+        target: target_seen,
+        carried: carried.clone(),
+    };
     let mut tasks = JoinSet::new();
     tasks.spawn(named("reaper", reaper.clone().run(ends)));
     tasks.spawn(named("usage", usage::run(reporter.clone(), reaper.clone())));
@@ -143,7 +151,7 @@ async fn run(args: RunArgs) -> Result<i32, SessionError> {
     tasks.spawn(async move { TaskEnd::Dial(dialer.run().await) });
     let events = Events { signals, orders, link_state: link.watch(), tasks, presence };
     let notices = Notices::new(output, notice_file);
-    let session = Session { place, link, reaper, reporter, notices, target, events };
+    let session = Session { place, link, reaper, reporter, notices, target, carried, events };
     Ok(Box::pin(session.live()).await)
 }
 
@@ -173,19 +181,8 @@ struct Session {
     reporter: Reporter,
     notices: Notices,
     target: watch::Sender<Option<Target>>,
+    carried: Carried,
     events: Events,
-}
-
-/// Why the agent ends its server, or never starts one.
-struct Ending {
-    cause: EndCause,
-    why: String,
-    /// The order's own when `None`.
-    grace: Option<Duration>,
-    exit_code: i32,
-    /// Nobody is to be told any more.
-    silent: bool,
-    hurried: bool,
 }
 
 impl Session {
@@ -224,8 +221,8 @@ impl Session {
     /// Starts the server and stays until it is over.
     async fn serve(&mut self, order: LaunchOrder) -> (ServerEnd, Option<Ending>) {
         let grace = Duration::from_secs(order.grace_s.into());
-        let walltime = Duration::from_secs(order.walltime_s);
-        let (mut server, launch) = match self.start(order).await {
+        let (walltime, limits) = (Duration::from_secs(order.walltime_s), order.limits.clone());
+        let (mut server, launch, looks) = match self.start(order).await {
             Ok(started) => started,
             Err(why) => {
                 self.notices.say(&why);
@@ -236,7 +233,8 @@ impl Session {
         self.target.send_replace(Some(launch.target.clone()));
         self.notices.show_in(&launch.folder, &server_name());
         self.reporter.phase(Phase::Starting);
-        let (exit, ending) = match self.watch(&mut server, &launch.target, walltime).await {
+        let watchman = Watchman::new(walltime, &limits, looks);
+        let (exit, ending) = match self.watch(&mut server, &launch.target, watchman).await {
             Watched::Exited(exit) => (exit, None),
             Watched::End(ending) => (self.end_kindly(&mut server, &ending, grace).await, Some(ending)),
         };
@@ -247,8 +245,11 @@ impl Session {
         (server_end(&over, ending.as_ref()), ending)
     }
 
-    async fn start(&mut self, order: LaunchOrder) -> Result<(Server, Launch), String> {
-        let forwarder = HubForwarder::bind(self.link.clone()).await;
+    async fn start(&mut self, order: LaunchOrder) -> Result<(Server, Launch, Looks), String> {
+        let said = |name: &str| order.env.get(name).map_or("", |value| value.expose_secret()).to_owned();
+        let voucher = Voucher::new(&said("JUPYTERHUB_USER"), &said("JUPYTERHUB_OAUTH_ACCESS_SCOPES"));
+        let (token, prefix) = (voucher.token(), said("JUPYTERHUB_SERVICE_PREFIX"));
+        let forwarder = HubForwarder::bind(self.link.clone(), voucher).await;
         let forwarder =
             forwarder.map_err(|error| format!("binding the forwarder of the Hub's API: {error}"))?;
         let mut launch =
@@ -257,14 +258,13 @@ impl Session {
         let server = started.map_err(|error| format!("starting the server's process: {error}"))?;
         launch.env.clear(); // its secrets are the server's alone from here on
         self.events.tasks.spawn(named("hub", forwarder.run()));
-        Ok((server, launch))
+        let looks = Looks::new(launch.target.clone(), &prefix, token, self.carried.clone());
+        Ok((server, launch, looks))
     }
 
     /// Stays with a running server until it exits or must end.
-    async fn watch(&mut self, server: &mut Server, target: &Target, walltime: Duration) -> Watched {
-        let ends_at = later(Instant::now(), walltime);
-        let warn_at = ends_at - warn_before(walltime).min(walltime);
-        let (mut listens, mut warned) = (false, false);
+    async fn watch(&mut self, server: &mut Server, target: &Target, mut watchman: Watchman) -> Watched {
+        let mut listens = false;
         let listening = listening(target);
         tokio::pin!(listening);
         loop {
@@ -276,26 +276,42 @@ impl Session {
                     if matches!(event, Event::Order(Order::UnreadableLaunch)) {
                         continue; // it repeats the one that was followed
                     }
+                    if matches!(event, Event::Order(Order::Known(ToAgent::Used))) {
+                        watchman.used();
+                    }
                     if let Some(ending) = Ending::asked_by(event) {
                         return Watched::End(ending);
                     }
                 }
                 () = &mut listening, if !listens => {
                     listens = true;
+                    watchman.listens();
                     self.reporter.phase(Phase::Listening);
                 }
-                () = sleep_until(warn_at), if !warned => {
-                    warned = true;
-                    let left = ends_at - Instant::now();
-                    let text = format!("this server's time is over in {}: save your work", in_words(left));
-                    self.notices.warn(Reason::Walltime, &text, left);
-                }
-                () = sleep_until(ends_at) => {
-                    let why = format!("it lived for the {} it was granted", in_words(walltime));
-                    return Watched::End(Ending::new(EndCause::Walltime, why, EXIT_SERVER_ENDED));
+                news = watchman.next() => {
+                    if let Some(ending) = self.hear(news) {
+                        return Watched::End(ending);
+                    }
                 }
             }
         }
+    }
+
+    /// Tells user and home what the server's limits say; gives the ending when it is to end.
+    fn hear(&mut self, news: News) -> Option<Ending> {
+        match news {
+            News::Warn { cause, before, left } => {
+                let text = ending::warning(cause, left);
+                let ends_at = self.notices.warn(Reason::of_limit(cause), &text, left);
+                self.reporter.warn(Warning { cause, before_s: before.as_secs(), ends_at });
+            }
+            News::TakenBack(cause) => {
+                self.notices.clear(Reason::of_limit(cause), ending::taken_back(cause));
+                self.reporter.take_back(cause);
+            }
+            News::End { cause, span } => return Some(Ending::of_limit(cause, span)),
+        }
+        None
     }
 
     fn tell_user(&mut self, event: &Event) {
@@ -378,122 +394,8 @@ enum Watched {
     End(Ending),
 }
 
-impl Ending {
-    fn new(cause: EndCause, why: String, exit_code: i32) -> Self {
-        Ending { cause, why, grace: None, exit_code, silent: false, hurried: false }
-    }
-
-    /// Which events end the server; the others do not.
-    fn asked_by(event: Event) -> Option<Self> {
-        let asked = |why: String, code| Ending::new(EndCause::Asked, why, code);
-        let ending = match event {
-            Event::Order(Order::Known(ToAgent::Stop { grace_s, reason })) => {
-                let grace = Some(Duration::from_secs(grace_s.into()));
-                Ending { grace, ..asked(plain(&reason), EXIT_SERVER_ENDED) }
-            }
-            Event::Order(Order::Known(ToAgent::Launch(_))) => {
-                tracing::debug!("a repeated launch order is ignored");
-                return None;
-            }
-            Event::Order(Order::UnreadableLaunch) => {
-                let why = "this agent cannot read the launch order of its home".to_owned();
-                Ending::new(EndCause::CannotStart, why, EXIT_CANNOT_START)
-            }
-            Event::Signal(name) => {
-                let why = format!("the batch system asked for it ({name})");
-                Ending { hurried: true, ..asked(why, EXIT_SERVER_ENDED) }
-            }
-            Event::Refused(sentence) => {
-                let sentence = plain(&sentence);
-                tracing::error!(%sentence, "home refuses this agent");
-                Ending {
-                    silent: true,
-                    ..asked(format!("home refuses this agent: {sentence}"), EXIT_TICKET_REFUSED)
-                }
-            }
-            Event::Closed(reason) => {
-                let why = format!("home closed the link: {}", plain(&reason));
-                Ending { silent: true, ..asked(why, EXIT_SERVER_ENDED) }
-            }
-            Event::NeverHome => {
-                tracing::error!("home could not be reached in time");
-                let why = "home could not be reached in time".to_owned();
-                Ending { silent: true, ..Ending::new(EndCause::HomeAbsent, why, EXIT_NEVER_HOME) }
-            }
-            Event::HomeAbsent => {
-                let why = "home was absent for too long".to_owned();
-                Ending::new(EndCause::HomeAbsent, why, EXIT_HOME_ABSENT)
-            }
-            Event::Broken(task) => {
-                tracing::error!(task, "a part of the agent broke");
-                asked(format!("the agent broke ({task})"), EXIT_CANNOT_START)
-            }
-            Event::HomeAbsentSoon(_) | Event::HomeBack => return None,
-        };
-        Some(ending)
-    }
-
-    /// The end of a server that never was.
-    fn before_start(&self) -> ServerEnd {
-        ServerEnd { exit_code: None, signal: None, why: Some(self.why.clone()), cause: self.cause }
-    }
-}
-
-fn server_end(over: &Over, ending: Option<&Ending>) -> ServerEnd {
-    let Exit { code, signal } = over.exit;
-    if let Some(told) = &over.not_started {
-        return ServerEnd {
-            exit_code: None,
-            signal: None,
-            why: Some(plain(told)),
-            cause: EndCause::CannotStart,
-        };
-    }
-    ServerEnd {
-        exit_code: code,
-        signal,
-        why: ending.map(|ending| ending.why.clone()),
-        cause: ending.map_or(EndCause::ByItself, |ending| ending.cause),
-    }
-}
-
 /// What the backend's label calls the server: the last part of its key, empty for the default one.
 fn server_name() -> String {
     let key = std::env::var("GLIDEPATH_KEY").unwrap_or_default();
     key.rsplit_once('.').map(|(_, server)| server.to_owned()).unwrap_or_default()
-}
-
-/// Text from outside, for a log or a report.
-fn plain(text: &str) -> String {
-    clean_line(text.as_bytes()).chars().take(REASON_CHARS).collect()
-}
-
-fn in_words(span: Duration) -> String {
-    let s = span.as_secs_f64().round();
-    if s < 120.0 { format!("{s} seconds") } else { format!("{} minutes", (s / 60.0).round()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_told_in_the_unit_that_fits() {
-        assert_eq!(in_words(Duration::from_millis(1600)), "2 seconds");
-        assert_eq!(in_words(Duration::from_secs(300)), "5 minutes");
-    }
-
-    #[test]
-    fn text_from_home_is_made_plain() {
-        assert_eq!(plain("a\x1b[31m\nb"), "ab");
-        assert_eq!(plain(&"x".repeat(1000)).len(), REASON_CHARS);
-    }
-
-    #[test]
-    fn a_command_that_could_not_be_started_is_told_as_that() {
-        let exit = Exit { code: Some(EXIT_CANNOT_START), signal: None };
-        let over = Over { exit, not_started: Some("starting nope: No such file".to_owned()) };
-        let end = server_end(&over, None);
-        assert_eq!((end.cause, end.exit_code), (EndCause::CannotStart, None));
-    }
 }

@@ -37,6 +37,12 @@ pub const EXIT_CANNOT_START: i32 = 78;
 pub const EXIT_NEVER_HOME: i32 = 79;
 /// Exit code of an agent that ended its server because home was absent for too long.
 pub const EXIT_HOME_ABSENT: i32 = 80;
+/// Exit code of an agent that ended its server when its walltime was over.
+pub const EXIT_WALLTIME: i32 = 81;
+/// Exit code of an agent that ended its server because nothing in it was active for too long.
+pub const EXIT_IDLE: i32 = 82;
+/// Exit code of an agent that ended its server because a kernel computed for too long with nobody connected.
+pub const EXIT_UNATTENDED: i32 = 83;
 /// Exit code of an agent whose server ended, well or not: the report tells how.
 pub const EXIT_SERVER_ENDED: i32 = 0;
 
@@ -85,6 +91,9 @@ pub enum ToAgent {
         /// Shown in the server's log.
         reason: String,
     },
+    /// A person changed something through the server, such as a saved file: it is not idle. An agent that knows no
+    /// limits ignores it.
+    Used,
 }
 
 /// Agent to home: the whole state, at every change and every [`REPORT_EVERY_S`].
@@ -114,6 +123,28 @@ pub struct LaunchOrder {
     pub grace_s: u32,
     /// Seconds that the server may live, from its start; the agent ends it kindly then.
     pub walltime_s: u64,
+    /// What else ends it.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// When the agent ends its server before its walltime is over, and when it tells the user of an end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Seconds in which nothing was active; `None` is never.
+    pub idle_s: Option<u64>,
+    /// Seconds that a kernel computed with nobody connected; `None` is never.
+    pub unattended_s: Option<u64>,
+    /// Seconds before any end at which the user is told of it.
+    pub warn_before_s: Vec<u64>,
+}
+
+impl Default for Limits {
+    /// None, with the usual warnings.
+    fn default() -> Self {
+        Self { idle_s: None, unattended_s: None, warn_before_s: vec![1800, 600, 60] }
+    }
 }
 
 /// Where the server is told to listen.
@@ -142,6 +173,20 @@ pub struct Report {
     pub usage: Option<Usage>,
     /// The last lines that the server wrote, oldest first, capped by the agent.
     pub last_lines: Vec<String>,
+    /// The ends that are near: what the user has been told and was not taken back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+}
+
+/// The server ends soon, unless something changes that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// What will bring the end about.
+    pub cause: EndCause,
+    /// Seconds before the end at which the user was to be told: which of the warnings it is.
+    pub before_s: u64,
+    /// When the server ends, in seconds since 1970 by the clock of the job's machine.
+    pub ends_at: u64,
 }
 
 /// What the server is doing, as its agent sees it.
@@ -185,6 +230,10 @@ pub enum EndCause {
     Asked,
     /// It lived as long as its launch order grants.
     Walltime,
+    /// Nothing in it was active for as long as its launch order bears.
+    Idle,
+    /// A kernel computed for as long as its launch order bears with nobody connected.
+    Unattended,
     /// Home was absent for longer than the dial file grants.
     HomeAbsent,
     /// It could not be started at all.
@@ -224,6 +273,7 @@ impl fmt::Debug for LaunchOrder {
             .field("listen", &self.listen)
             .field("working_dir", &self.working_dir)
             .field("walltime_s", &self.walltime_s)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }
@@ -251,6 +301,7 @@ mod tests {
             working_dir: None,
             grace_s: 5,
             walltime_s: 60,
+            limits: Limits::default(),
         };
         let wire = serde_json::to_string(&ToAgent::Launch(Box::new(order.clone()))).unwrap();
         assert!(wire.contains("s3cret-token"), "the agent must get it");
@@ -268,7 +319,11 @@ mod tests {
         let ToAgent::Launch(order) = serde_json::from_str(launch).unwrap() else {
             unreachable!("it is a launch")
         };
-        assert_eq!(order.walltime_s, 7);
+        assert_eq!(
+            (order.walltime_s, order.limits),
+            (7, Limits::default()),
+            "an older home says nothing of limits"
+        );
     }
 
     #[test]
@@ -281,6 +336,7 @@ mod tests {
             arch: "x86_64".to_owned(),
             usage: None,
             last_lines: vec!["boom".to_owned()],
+            warnings: vec![Warning { cause: EndCause::Idle, before_s: 60, ends_at: 1_800_000_000 }],
         });
         let wire = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<FromAgent>(&wire).unwrap(), report);

@@ -101,6 +101,38 @@ pub struct ServerView {
     pub since: Option<String>,
     /// What the server used so far, when known.
     pub usage: Option<UsageView>,
+    /// How long it may live, once it has a site.
+    pub limits: Option<LimitsView>,
+    /// The ends that its user was warned of, soonest first. One that is taken back is gone from the next event.
+    pub near_ends: Vec<NearEndView>,
+}
+
+/// How long a server may live, and be idle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LimitsView {
+    /// Seconds that it may live.
+    pub walltime_s: u64,
+    /// When they are over, while it runs.
+    pub lives_until: Option<String>,
+    /// Seconds in which no kernel, terminal or notebook is active, after which it ends; `None` is never.
+    pub idle_s: Option<u64>,
+    /// Seconds that a kernel may compute with nobody connected; `None` is for ever.
+    pub unattended_s: Option<u64>,
+    /// What ends it early, and for whom that is so, in sentences; plain text.
+    pub message: Option<String>,
+}
+
+/// An end that is near.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NearEndView {
+    /// The reason that the end will have: `walltime`, `idle` or `unattended`.
+    pub reason: String,
+    /// When it comes, by the clock of the server's machine.
+    pub ends_at: String,
+    /// Which of the warnings this is, in seconds before the end: 1800, 600 or 60, unless the operator chose others.
+    pub before_s: u64,
 }
 
 /// All servers of one Hub.
@@ -168,7 +200,7 @@ pub enum Life {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct EndView {
     /// A stable word: `stopped`, `cancelled`, `exited`, `killed`, `no_site`, `queue_deadline`, `dial_deadline`,
-    /// `start_deadline`, `agent_lost`, `walltime`, `refused`, `home_absent`.
+    /// `start_deadline`, `agent_lost`, `walltime`, `idle`, `unattended`, `refused`, `home_absent`.
     pub reason: String,
     /// The same in a sentence for the user; plain text.
     pub message: String,

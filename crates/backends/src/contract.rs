@@ -188,10 +188,10 @@ pub async fn keeps_its_queue(bench: &mut dyn Bench) {
     let mut leaving = first;
     for next in specs {
         bench.backend().cancel(&leaving.label, CancelHow::Now).await.expect("cancel");
-        until(bench, "the next one runs", async |bench| bench.processes(&next.label).await > 0).await;
+        until(bench, "the next one has started", async |bench| bench.starts(&next.label).await > 0).await;
         leaving = next;
     }
-    assert_eq!(bench.starts(&leaving.label).await, 1);
+    stays(bench, "one start", async |bench| bench.starts(&leaving.label).await == 1).await;
 }
 
 /// When a job's first process is killed from outside, the list tells, and what it left behind goes.
@@ -252,7 +252,7 @@ pub async fn shows_the_dial_file_to_nobody(bench: &mut dyn Bench) {
     let nowhere = Vec::<String>::new();
     bench.backend().submit(&spec).await.expect("submit");
     assert_eq!(bench.exposures(&spec.label, secret).await, nowhere, "just submitted");
-    until(bench, "the job runs", async |bench| bench.processes(&spec.label).await > 0).await;
+    until(bench, "the job runs", async |bench| bench.starts(&spec.label).await > 0).await;
     assert_eq!(bench.exposures(&spec.label, secret).await, nowhere, "while it runs");
     bench.backend().cancel(&spec.label, CancelHow::Now).await.expect("cancel");
     until(bench, "the job has ended", async |bench| over(bench, &spec.label).await).await;

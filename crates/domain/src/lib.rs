@@ -4,6 +4,7 @@
 //! names ──► resources ──► request ─┐
 //!   │                              ├─► placement   (which site, and why)
 //!   └─────► site, snapshot ────────┘
+//!   └─────► policy ─► site           (how long a server may live, or be idle)
 //!   └─────► run                        (one life of a server: states, attempts, what to do next)
 //!   └─────► backend                    (what every batch system promises)
 //! ```
@@ -13,6 +14,7 @@
 pub mod backend;
 pub mod names;
 pub mod placement;
+pub mod policy;
 pub mod request;
 pub mod resources;
 pub mod run;

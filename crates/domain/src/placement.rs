@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::names::SiteName;
+use crate::policy::{Bound, Granted};
 use crate::request::SpawnRequest;
 use crate::resources::{Arch, Gpus};
 use crate::site::{Access, GpuKind, Health, Home, Site, Snapshot};
@@ -47,6 +48,9 @@ pub struct Verdict {
     pub sentence: String,
     /// Seconds until the request would start there; `None` is unknown, never zero.
     pub predicted_wait_s: Option<u32>,
+    /// What the user is granted of the site's time.
+    #[serde(default)]
+    pub granted: Granted,
     /// Higher is better. Comparable within one call and one policy.
     pub score: i64,
 }
@@ -68,7 +72,8 @@ pub fn choose(request: &SpawnRequest, candidates: &[Candidate], policy: &Policy)
 
 fn judge(request: &SpawnRequest, candidate: &Candidate, policy: &Policy) -> Verdict {
     let site = &candidate.site;
-    let reasons = reasons_against(request, candidate);
+    let granted = site.limits.granted(&request.groups);
+    let reasons = reasons_against(request, candidate, &granted);
     let fits = reasons.is_empty();
     let answered = candidate.snapshot.as_ref().filter(|snapshot| snapshot.health == Health::Well);
     let wait_s = answered.and_then(|snapshot| snapshot.predicted_wait_s);
@@ -76,14 +81,15 @@ fn judge(request: &SpawnRequest, candidate: &Candidate, policy: &Policy) -> Verd
         site: site.name.clone(),
         title: site.title.clone(),
         fits,
-        sentence: if fits { outlook(candidate.snapshot.as_ref()) } else { reasons.join(" ") },
+        sentence: if fits { outlook(candidate.snapshot.as_ref(), &granted) } else { reasons.join(" ") },
         predicted_wait_s: wait_s.filter(|_| fits),
+        granted,
         score: if fits { score(candidate, policy) } else { UNFIT + preference(site) },
     }
 }
 
 /// Every filter that stands against the site, each in a sentence. What the site is comes first, what the user chose last.
-fn reasons_against(request: &SpawnRequest, candidate: &Candidate) -> Vec<String> {
+fn reasons_against(request: &SpawnRequest, candidate: &Candidate, granted: &Granted) -> Vec<String> {
     let Candidate { site, snapshot, servers_of_user } = candidate;
     let asked = &request.resources;
     let filters = [
@@ -93,7 +99,7 @@ fn reasons_against(request: &SpawnRequest, candidate: &Candidate) -> Vec<String>
         too_much(site.limits.cores.map(u64::from), asked.cores.into(), |n| counted(n, "core")),
         too_much(site.limits.memory_mb, asked.memory_mb, |n| format!("{} of memory", size(n))),
         gpus(&site.gpus, &asked.gpus),
-        walltime(site.limits.walltime_min, asked.walltime_min),
+        walltime(granted.walltime_min.as_ref(), asked.walltime_min),
         servers_per_user(site.limits.servers_per_user, *servers_of_user),
         servers(site.limits.servers, snapshot.as_ref()),
         not_chosen(site, request.site.as_ref()),
@@ -156,9 +162,10 @@ fn gpus(has: &[GpuKind], asked: &Gpus) -> Option<String> {
     too_much(Some(most.into()), asked.count.into(), |n| counted(n, &format!("{kind}GPU")))
 }
 
-fn walltime(limit: Option<u32>, asked: u32) -> Option<String> {
-    let limit = limit.filter(|limit| asked > *limit)?;
-    Some(format!("Servers there live at most {}; you ask for {}.", minutes(limit), minutes(asked)))
+fn walltime(limit: Option<&Bound<u32>>, asked: u32) -> Option<String> {
+    let limit = limit.filter(|limit| asked > limit.most)?;
+    let (most, whose) = (minutes(limit.most), limit.whose());
+    Some(format!("Servers there live at most {most}{whose}; you ask for {}.", minutes(asked)))
 }
 
 fn servers_per_user(limit: Option<u32>, has: u32) -> Option<String> {
@@ -176,8 +183,13 @@ fn not_chosen(site: &Site, chosen: Option<&SiteName>) -> Option<String> {
     chosen.filter(|chosen| **chosen != site.name).map(|_| "You chose another site.".to_owned())
 }
 
-/// What a user may expect of a site that fits.
-fn outlook(snapshot: Option<&Snapshot>) -> String {
+/// What a user may expect of a site that fits: when it starts, and what may end it early.
+fn outlook(snapshot: Option<&Snapshot>, granted: &Granted) -> String {
+    let starts = start(snapshot);
+    granted.in_words().map_or(starts.clone(), |ends| format!("{starts} {ends}"))
+}
+
+fn start(snapshot: Option<&Snapshot>) -> String {
     let Some(snapshot) = snapshot else {
         return "Has not told yet what is free; your server can be tried there.".to_owned();
     };

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{CancelHow, JobEnd, JobState};
 use crate::names::{RunId, SiteName};
+use crate::policy::Granted;
 
 mod decide;
 mod hear;
@@ -48,7 +49,7 @@ pub struct Run {
     pub tries: Vec<Try>,
     /// Why it is to end, once that was asked.
     pub stop: Option<Stop>,
-    /// When the launch order of the current attempt went out last while no server was known to run there.
+    /// When the launch order of the attempt that was launched last went out last while no server was known to run there.
     pub launched_at: Option<Moment>,
     /// When the server first answered.
     pub ready_at: Option<Moment>,
@@ -65,6 +66,9 @@ pub struct Choice {
     pub site: SiteName,
     /// What users read.
     pub title: String,
+    /// What the user is granted of its time.
+    #[serde(default)]
+    pub granted: Granted,
 }
 
 /// That and why a run is to end.
@@ -236,6 +240,10 @@ pub enum EndCause {
     Asked,
     /// It lived as long as it was granted.
     Walltime,
+    /// Nothing in it was active for too long.
+    Idle,
+    /// A kernel computed for too long with nobody connected.
+    Unattended,
     /// Home was absent for too long.
     HomeAbsent,
     /// It could not be started at all.
@@ -377,6 +385,14 @@ impl Run {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.state == State::Ended && self.tries.iter().all(|attempt| attempt.cleaned)
+    }
+
+    /// When its walltime is over; `None` unless its server runs.
+    #[must_use]
+    pub fn lives_until(&self) -> Option<Moment> {
+        let runs = matches!(self.state, State::Ready | State::Stopping);
+        let from = self.launched_at.or(self.ready_at).filter(|_| runs)?;
+        Some(from.after(Duration::from_secs(self.walltime_s)))
     }
 
     /// The attempt whose server should be asked whether it answers.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::names::SiteName;
+use crate::policy::{Granted, Policy, granted};
 use crate::resources::Arch;
 
 /// A place that can take servers, as the operator describes it. Never changes while the service runs.
@@ -49,12 +50,23 @@ pub struct Limits {
     pub cores: Option<u32>,
     /// Memory of one server in MiB.
     pub memory_mb: Option<u64>,
-    /// Walltime of one server in minutes.
+    /// Walltime of one server in minutes, whatever its policies say.
     pub walltime_min: Option<u32>,
     /// Servers of one user at a time.
     pub servers_per_user: Option<u32>,
     /// Servers of everybody at a time, waiting ones included.
     pub servers: Option<u32>,
+    /// What is granted whom of its time.
+    #[serde(default)]
+    pub policies: Vec<Policy>,
+}
+
+impl Limits {
+    /// What somebody in these groups may have of its time.
+    #[must_use]
+    pub fn granted(&self, groups: &[String]) -> Granted {
+        granted(&self.policies, self.walltime_min, groups)
+    }
 }
 
 /// One kind of GPU at a site.

@@ -18,6 +18,7 @@ use glidepath_domain::backend::Backend;
 use glidepath_domain::names::InstanceId;
 use glidepath_svc_kit::crash;
 use glidepath_svc_kit::files::{self, Lock, in_words};
+use glidepath_svc_kit::kept::{Copies, Inherited};
 use glidepath_svc_kit::listen::{self, Bounds};
 use glidepath_svc_kit::shutdown;
 use glidepath_svc_kit::tasks::Tasks;
@@ -32,12 +33,13 @@ use crate::config::{BackendConfig, Config, Hub, LinkTls, SiteConfig};
 use crate::http::observe::{self, Observed};
 use crate::http::{self, Api};
 use crate::metrics::Metrics;
+use crate::notable::Notes;
 use crate::proxy::hub_forward::{HubForward, HubTarget};
 use crate::proxy::{link, relay};
 use crate::seal::Seal;
 use crate::sites::{Pace, SiteSetup, Sites};
 use crate::spawn::{Parts, Settings, Spawner, SpawnerTask};
-use crate::store::{self, Store};
+use crate::store::{self, Database, Store};
 use crate::tls;
 
 mod attach;
@@ -79,11 +81,13 @@ pub struct App {
     spawner: Spawner,
     life: SpawnerTask,
     counted: Metrics,
+    copies: Copies,
+    notes: Notes,
 }
 
 /// Runs the service until it is told to stop, by the token or by a signal.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let app = App::open(config, &real_backend, stop).await?;
+pub async fn run(config: Config, inherited: Inherited, stop: CancellationToken) -> anyhow::Result<()> {
+    let app = App::open(config, &real_backend, inherited, stop).await?;
     open_files::raise(); // once it is open: a service that cannot start says why, and nothing else
     app.serve().await
 }
@@ -93,25 +97,34 @@ impl App {
     pub async fn open(
         config: Config,
         backends: Backends<'_>,
+        inherited: Inherited,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let state_dir = config.state_dir.clone();
         let lock = take(&state_dir)?;
-        let Ports { api, link, metrics, relays } = ports::bind(&config, &state_dir).await?;
+        let ports = ports::bind(&config, &state_dir, inherited).await?;
+        let copies = ports.copies()?;
+        let Ports { api, link, metrics, relays, .. } = ports;
         let instance = instance(&config, &state_dir)?;
-        let store = Store::open(&state_dir, Seal::in_state_dir(&state_dir)?).await?;
+        let store = Store::open_in(Database::of(&config), Seal::in_state_dir(&state_dir)?).await?;
         let (home_url, trust, tls) = home(&config, &state_dir, link.local_addr()?)?;
 
-        let routes = Routes::new();
+        let notes = Notes::new();
+        let routes = Routes::noting(notes.clone());
         let links_stop = CancellationToken::new();
-        let forward = HubForward::new(config.hubs.iter().map(target).collect(), links_stop.clone())?;
-        let (arrivals, arrived) = Arrivals::new(&state_dir, instance, store.clone(), forward)?;
+        let forward =
+            HubForward::new(config.hubs.iter().map(target).collect(), notes.clone(), links_stop.clone())?;
+        let (arrivals, arrived) = Arrivals::new(&state_dir, instance, store.clone(), forward, notes.clone())?;
         let home_end = HomeEnd::new(HomeConfig::default(), arrivals.clone());
         let setups =
             config.sites.iter().map(|site| setup(site, backends)).collect::<anyhow::Result<Vec<_>>>()?;
-        let sites = Sites::new(setups, Pace::default());
-        let settings = Settings { deadlines: config.deadlines, ..Settings::new(home_url.clone(), trust) };
-        let counted = counted(&home_end, &arrivals, &routes);
+        let sites = Sites::new(setups, Pace::default(), notes.clone());
+        let settings = Settings {
+            deadlines: config.deadlines,
+            warn_before_s: config.warn_before_s.clone(),
+            ..Settings::new(home_url.clone(), trust)
+        };
+        let counted = counted(&home_end, &routes, &notes);
         let parts = Parts {
             store: store.clone(),
             sites: sites.clone(),
@@ -119,15 +132,18 @@ impl App {
             arrived,
             routes: routes.clone(),
             settings,
+            notes: notes.clone(),
         };
         let (spawner, life) = Spawner::load(parts).await?;
         counted.watch_runs(&spawner);
+        counted.watch_store(&store);
 
         let relay_urls: Vec<String> =
             relays.iter().map(|(bound, hub)| relay_url(bound, hub)).collect::<anyhow::Result<_>>()?;
         let attach =
             Attach::new(api.local_addr()?, metrics.local_addr()?, &home_url, &config.hubs, &relay_urls);
-        let handlers = Api::new(&config, relay_urls, spawner.clone(), counted.clone(), stop.clone())?;
+        let handlers =
+            Api::new(&config, relay_urls, spawner.clone(), counted.clone(), notes.clone(), stop.clone())?;
         let observed = Observed { metrics: counted.clone(), store: store.clone(), stop: stop.clone() };
         Ok(Self {
             _lock: lock,
@@ -145,6 +161,8 @@ impl App {
             spawner,
             life,
             counted,
+            copies,
+            notes,
         })
     }
 
@@ -159,6 +177,7 @@ impl App {
         let mut tasks = Tasks::new(self.stop.clone());
         let stop = || self.stop.clone();
         tasks.spawn("signals", signals(stop()));
+        tasks.spawn("listeners kept", asked_for(self.copies.keep(stop())));
         tasks.spawn("sites", run_sites(self.sites, stop()));
         tasks.spawn("life cycle", self.life.run(stop()));
         // Dropped by each relay when it is through: the channel's end is the end of all of them.
@@ -168,7 +187,7 @@ impl App {
                 "metrics of a hub",
                 self.counted.clone().follow(self.spawner.clone(), hub.name.clone(), stop()),
             );
-            let relay = relay::run(listener, hub.name, self.routes.clone(), stop());
+            let relay = relay::run(listener, hub.name, self.routes.clone(), relay::CONNECTIONS_MAX, stop());
             let relaying = relaying.clone();
             tasks.spawn("relay", async move {
                 relay.await;
@@ -185,7 +204,7 @@ impl App {
             links_stop.cancel();
             Ok(())
         });
-        tasks.spawn("link", asked_for(link::run(listener, tls, home_end, self.links_stop)));
+        tasks.spawn("link", asked_for(link::run(listener, tls, home_end, self.notes, self.links_stop)));
         tasks.spawn("store", kept_open(self.store.clone(), stop()));
         tasks.spawn("api", listen(self.api, API_CONNECTIONS, stop()));
         tasks.spawn("metrics", listen(self.metrics, METRICS_CONNECTIONS, stop()));
@@ -292,15 +311,13 @@ fn relay_url(bound: &TcpListener, hub: &Hub) -> anyhow::Result<String> {
     })
 }
 
-fn counted(home_end: &HomeEnd, arrivals: &Arc<Arrivals>, routes: &Arc<Routes>) -> Metrics {
+fn counted(home_end: &HomeEnd, routes: &Arc<Routes>, notes: &Notes) -> Metrics {
     let counted = Metrics::new();
-    let (home_end, arrivals, routes) = (home_end.clone(), Arc::clone(arrivals), Arc::clone(routes));
+    let (home_end, routes) = (home_end.clone(), Arc::clone(routes));
+    counted.watch_notes(notes);
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     counted
         .gauge("links", "Links of agents now", move || i64::try_from(home_end.links()).unwrap_or(i64::MAX));
-    counted.counters("ticket_replays", "Knocks with another key than the first", move || {
-        vec![(Vec::new(), number(arrivals.replays()))]
-    });
     counted.counters("relay_answers", "Answers of the relays, by class of status", move || {
         let of_class = |(class, n): (&str, u64)| (vec![("class".to_owned(), class.to_owned())], number(n));
         routes.answers().map(of_class).collect()
@@ -323,7 +340,10 @@ async fn signals(stop: CancellationToken) -> anyhow::Result<()> {
 async fn kept_open(store: Store, stop: CancellationToken) -> anyhow::Result<()> {
     tokio::select! {
         () = stop.cancelled() => Ok(()),
-        () = store.closed() => Err(anyhow!("the store's writer broke off")),
+        () = store.closed() => Err(match store.why_closed() {
+            Some(why) => anyhow!(why),
+            None => anyhow!("the store's writer broke off"),
+        }),
     }
 }
 

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,15 +15,19 @@ use async_trait::async_trait;
 use glidepath_domain::names::{Attempt, InstanceId, ServerKey};
 use glidepath_domain::run::Moment;
 use glidepath_svc_kit::crash;
-use glidepath_tunnel::home::{Admitted, Gate, Knock, Refusal};
+use glidepath_tunnel::home::{Admitted, Gate, Knock, Refusal, TurnedAway};
 use glidepath_tunnel::link::Link;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::notable::{About, Notes, Refusal as Refused};
 use crate::seal::SealError;
 use crate::store::{Bound, Store};
 
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod routes;
 #[cfg(test)]
 mod tests;
@@ -71,7 +75,7 @@ pub struct Arrivals {
     arrived: mpsc::Sender<Arrived>,
     /// Attempts that were admitted since the service started, until `spawn` lets go of them.
     admitted: Mutex<HashMap<Attempt, Home>>,
-    replays: AtomicU64,
+    notes: Notes,
 }
 
 struct Home {
@@ -86,11 +90,12 @@ impl Arrivals {
         instance: InstanceId,
         store: Store,
         streams: Arc<dyn AgentStreams>,
+        notes: Notes,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Arrived>), SealError> {
         let (arrived, arrivals) = mpsc::channel(ARRIVALS_WAITING);
         let tickets = Tickets::in_state_dir(state_dir, instance)?;
         let admitted = Mutex::default();
-        let this = Self { store, tickets, streams, arrived, admitted, replays: AtomicU64::new(0) };
+        let this = Self { store, tickets, streams, arrived, admitted, notes };
         Ok((Arc::new(this), arrivals))
     }
 
@@ -113,26 +118,16 @@ impl Arrivals {
         }
     }
 
-    /// Knocks refused because another key had redeemed the ticket, since the service started.
-    #[must_use]
-    pub fn replays(&self) -> u64 {
-        self.replays.load(Ordering::Relaxed)
-    }
-
     fn admitted(&self) -> MutexGuard<'_, HashMap<Attempt, Home>> {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn replayed(&self, attempt: Attempt, server_key: Option<&str>, knock: &Knock) -> Refusal {
-        self.replays.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(
-            %attempt,
-            server.key = server_key,
-            peer = %knock.peer,
-            software = knock.software,
-            "a ticket was shown again with another key; it was refused. Somebody at the site may have copied it"
-        );
-        final_refusal("another agent has redeemed this ticket")
+    /// Told and counted; the agent gives up.
+    fn refuse(&self, what: Refused, attempt: Option<Attempt>, knock: &Knock, sentence: &str) -> Refusal {
+        let why = format!("{} ({})", sentence, knock.software);
+        let about = About::new().peer(knock.peer.ip()).why(&why);
+        self.notes.refused(what, &attempt.map_or(about, |attempt| about.attempt(attempt)));
+        Refusal::Final { sentence: sentence.to_owned() }
     }
 }
 
@@ -140,11 +135,12 @@ impl Arrivals {
 impl Gate for Arrivals {
     async fn admit(&self, knock: Knock) -> Result<Admitted, Refusal> {
         let Some(ticket) = self.tickets.read(&knock.credential) else {
-            tracing::info!(peer = %knock.peer, software = knock.software, "a dial without a ticket of ours");
-            return Err(final_refusal("this is no ticket of this service"));
+            let sentence = "this is no ticket of this service";
+            return Err(self.refuse(Refused::KnockNoTicket, None, &knock, sentence));
         };
         let may_be_first = clock::now() <= ticket.until;
         let attempt = ticket.attempt;
+        let no = |what, sentence| self.refuse(what, Some(attempt), &knock, sentence);
         crash::point("gate.proved"); // the challenge is answered, the key not bound
         match self.store.bind(attempt, &knock.key, may_be_first).await {
             Ok(Bound::ToThisKey { server_key }) => match ServerKey::parse_full(&server_key) {
@@ -153,17 +149,18 @@ impl Gate for Arrivals {
                     crash::point("gate.admitted"); // the key is bound, the agent not told
                     Ok(Admitted { identity: attempt.to_string() })
                 }
-                Err(error) => {
-                    tracing::error!(%attempt, %error, "the store holds a server key that does not read");
-                    Err(final_refusal("this server is not known"))
-                }
+                Err(_) => Err(no(Refused::KnockRecord, "this server is not known")),
             },
-            Ok(Bound::ToAnotherKey) => Err(self.replayed(attempt, None, &knock)),
-            Ok(Bound::Fenced) => Err(final_refusal("this attempt is over")),
-            Ok(Bound::TooLate) => Err(final_refusal("this ticket was not redeemed in time")),
-            Ok(Bound::Unknown) => Err(final_refusal("this run is not known")),
+            Ok(Bound::ToAnotherKey) => {
+                Err(no(Refused::KnockOtherKey, "another agent has redeemed this ticket"))
+            }
+            Ok(Bound::Fenced) => Err(no(Refused::KnockOver, "this attempt is over")),
+            Ok(Bound::TooLate) => Err(no(Refused::KnockLate, "this ticket was not redeemed in time")),
+            Ok(Bound::Unknown) => Err(no(Refused::KnockUnknown, "this run is not known")),
             Err(error) => {
-                tracing::warn!(%attempt, %error, "a ticket could not be looked up; the agent is to come again");
+                let why = error.to_string();
+                let about = About::new().attempt(attempt).peer(knock.peer.ip()).why(&why);
+                self.notes.refused(Refused::KnockStore, &about);
                 Err(Refusal::Later { sentence: "the service is not ready".to_owned(), after: COME_AGAIN })
             }
         }
@@ -185,11 +182,17 @@ impl Gate for Arrivals {
         let arrived = Arrived { attempt, key, link };
         self.streams.carry(arrived.clone());
         if let Err(error) = self.arrived.try_send(arrived) {
-            tracing::error!(%attempt, %error, "an arrival could not be told to its run");
+            let why = error.to_string();
+            self.notes.refused(Refused::KnockRunOver, &About::new().attempt(attempt).why(&why));
         }
     }
-}
 
-fn final_refusal(sentence: &str) -> Refusal {
-    Refusal::Final { sentence: sentence.to_owned() }
+    fn turned_away(&self, peer: SocketAddr, turned: TurnedAway, sentence: &str) {
+        let what = match turned {
+            TurnedAway::Proof => Refused::KnockProof,
+            TurnedAway::Unfit => Refused::KnockVersion,
+            TurnedAway::Full => Refused::KnockFull,
+        };
+        self.notes.refused(what, &About::new().peer(peer.ip()).why(sentence));
+    }
 }

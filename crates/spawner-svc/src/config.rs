@@ -22,16 +22,24 @@ use glidepath_svc_kit::telemetry::Log;
 use serde_json::Value;
 
 pub use hub_api::HubApi;
+pub use store::{PostgreSql, StoreConfig};
 
 mod check;
 mod file;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod hub_api;
+mod policy;
+mod store;
 
 /// Everything the service was told, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where the service keeps what must survive it. Absolute.
     pub state_dir: PathBuf,
+    /// Where runs and events are written down.
+    pub store: StoreConfig,
     /// Tells this service from others at a batch system; `None` makes one at first start and keeps it.
     pub instance: Option<InstanceId>,
     /// Where to listen, beside the relays.
@@ -44,6 +52,8 @@ pub struct Config {
     pub agents: BTreeMap<Arch, PathBuf>,
     /// How long each step of a start may take.
     pub deadlines: Deadlines,
+    /// Seconds before a server's end at which its user is told, longest first.
+    pub warn_before_s: Vec<u64>,
     /// What stands in for options that a user left out.
     pub defaults: Resources,
     /// Named choices on the form, in the operator's order.
@@ -148,8 +158,17 @@ impl Config {
     /// Reads and checks a TOML file, or a JSON file by its extension. Relative paths are taken from the file's folder.
     pub fn load(path: &Path) -> Result<Self, Problems> {
         let mut problems = Problems::default();
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|error| format!("cannot be read: {}", in_words(&error)));
+        let Some(text) = problems.keep(&path.display().to_string(), text) else { return Err(problems) };
+        Self::from_text(path, &text)
+    }
+
+    /// The same, of a file that has been read.
+    fn from_text(path: &Path, text: &str) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
         let shown = path.display().to_string();
-        let Some(value) = problems.keep(&shown, parse(path)) else { return Err(problems) };
+        let Some(value) = problems.keep(&shown, parse(path, text)) else { return Err(problems) };
         let here = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let Some(here) = problems.keep(&shown, std::path::absolute(here)) else { return Err(problems) };
         let Some(file) = read(value, "", &mut problems) else { return Err(problems) };
@@ -164,16 +183,14 @@ impl Config {
     }
 }
 
-fn parse(path: &Path) -> Result<Value, String> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {}", in_words(&error)))?;
+fn parse(path: &Path, text: &str) -> Result<Value, String> {
     if path.extension().is_some_and(|extension| extension == "json") {
         let at = |error: serde_json::Error| {
             format!("is not JSON: line {}, column {}", error.line(), error.column())
         };
-        return serde_json::from_str(&text).map_err(at);
+        return serde_json::from_str(text).map_err(at);
     }
-    toml::from_str(&text).map_err(|error: toml::de::Error| {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         format!("is not TOML: line {line}: {}", error.message())
     })

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Hub, Preset};
 use crate::metrics::Metrics;
+use crate::notable::Notes;
 use crate::spawn::Spawner;
 
 mod convert;
@@ -22,6 +23,7 @@ mod document;
 mod door;
 mod events;
 mod forms;
+mod noted;
 pub mod observe;
 mod offer;
 mod refusal;
@@ -43,8 +45,10 @@ pub struct Api {
     hubs: Vec<(Hub, String)>,
     /// What stands in for options that a user left out, and what the form offers.
     options: offer::Offer,
-    /// Counts requests and refusals.
+    /// Counts requests.
     metrics: Metrics,
+    /// Takes note of refusals.
+    notes: Notes,
     /// Ends event streams.
     stop: CancellationToken,
 }
@@ -56,13 +60,14 @@ impl Api {
         relays: Vec<String>,
         spawner: Spawner,
         metrics: Metrics,
+        notes: Notes,
         stop: CancellationToken,
     ) -> Result<Arc<Self>, FormError> {
         let presets: Vec<Preset> = config.presets.clone();
         let sites = config.sites.iter().map(|site| site.site.clone()).collect();
         let options = offer::Offer::new(config.option_defaults(), presets, sites)?;
         let hubs = config.hubs.iter().cloned().zip(relays).collect();
-        Ok(Arc::new(Self { spawner, hubs, options, metrics, stop }))
+        Ok(Arc::new(Self { spawner, hubs, options, metrics, notes, stop }))
     }
 }
 

@@ -8,16 +8,18 @@
 //! Hub's proxy ──► proxy (relay) ──────┘ finds the link by the service prefix
 //! ```
 //!
-//! Files, from the ground up: `clock`, `config`; `seal`, `sites`, `arrivals`, `store`, `tls`; `spawn`, `proxy` (which
-//! meet only in `arrivals`); `metrics`; `http`; `app`; `command`; `main`. Only `app` makes a concrete backend.
+//! Files, from the ground up: `clock`, `config`, `notable`; `seal`, `sites`, `arrivals`, `store`, `tls`; `spawn`, `proxy` (which
+//! meet only in `arrivals`); `metrics`; `http`; `app`; `doctor`; `command`; `main`. Only `app` makes a concrete backend.
 
 pub mod app;
 pub mod arrivals;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod doctor;
 pub mod http;
 pub mod metrics;
+pub mod notable;
 pub mod proxy;
 pub mod seal;
 pub mod sites;

@@ -1,6 +1,6 @@
 //! What operators can count, in the words of the API.
 //!
-//! In: answers and refusals as they happen, servers' events, and gauges that other parts offer. Out: the text that
+//! In: answers as they happen, what is notable, servers' events, and gauges that other parts offer. Out: the text that
 //! Prometheus scrapes. No user's name is a label: they would make the series grow without bound.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
+use crate::notable::{Kind, Notes};
 use crate::spawn::{RunView, Spawner};
+use crate::store::Store;
 
 /// All counters; cheap to clone.
 #[derive(Clone)]
@@ -34,7 +36,6 @@ pub struct Metrics {
 struct Inner {
     registry: std::sync::RwLock<Registry>,
     answers: Family<Answer, Counter>,
-    refusals: Family<Reason, Counter>,
     starts: Family<OfHub, Counter>,
     ends: Family<End, Counter>,
     ready_after: Histogram,
@@ -45,11 +46,6 @@ struct Answer {
     method: String,
     route: String,
     status: u16,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
-    reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,18 +78,17 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("glidepath");
-        let (answers, refusals) = (Family::default(), Family::default());
+        let answers = Family::default();
         let (starts, ends) = (Family::default(), Family::default());
         let ready_after = Histogram::new(READY_BUCKETS_S);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "Version of the service", build);
         registry.register("api_answers", "Answers of the API, by route and status", answers.clone());
-        registry.register("refusals", "Requests that were refused, by reason", refusals.clone());
         registry.register("starts", "Runs that were begun, by hub", starts.clone());
         registry.register("ends", "Runs that ended, by reason and site", ends.clone());
         registry.register("ready_seconds", "From the request until the server answered", ready_after.clone());
         let registry = std::sync::RwLock::new(registry);
-        Self { inner: Arc::new(Inner { registry, answers, refusals, starts, ends, ready_after }) }
+        Self { inner: Arc::new(Inner { registry, answers, starts, ends, ready_after }) }
     }
 
     /// Counts an answer of the API.
@@ -104,11 +99,6 @@ impl Metrics {
         };
         let answer = Answer { method: method.to_owned(), route: route.to_owned(), status: status.as_u16() };
         self.inner.answers.get_or_create(&answer).inc();
-    }
-
-    /// Counts a refusal by its stable word.
-    pub fn refused(&self, reason: &str) {
-        self.inner.refusals.get_or_create(&Reason { reason: reason.to_owned() }).inc();
     }
 
     /// Adds something that is read at every scrape.
@@ -144,6 +134,31 @@ impl Metrics {
         out
     }
 
+    /// Adds what is notable: refusals, retries, doubts, repairs.
+    pub fn watch_notes(&self, notes: &Notes) {
+        let labels = |what: &str, reason: &str| {
+            vec![("what".to_owned(), what.to_owned()), ("reason".to_owned(), reason.to_owned())]
+        };
+        for (kind, help) in [
+            (Kind::Refusal, "What was refused, and why"),
+            (Kind::Retry, "What is done again or elsewhere, and why"),
+            (Kind::Doubt, "Doubts that began"),
+            (Kind::Repair, "What was put right"),
+        ] {
+            let notes = notes.clone();
+            self.counters(kind.metric(), help, move || {
+                let counts = notes.counts(kind).into_iter();
+                counts
+                    .map(|(what, reason, n)| (labels(what, reason), i64::try_from(n).unwrap_or(i64::MAX)))
+                    .collect()
+            });
+        }
+        let notes = notes.clone();
+        self.gauges("doubts", "Doubts that stand now", move || {
+            notes.open().into_iter().map(|(what, reason, n)| (labels(what, reason), n)).collect()
+        });
+    }
+
     /// Adds the runs by state and site.
     pub fn watch_runs(&self, spawner: &Spawner) {
         let spawner = spawner.clone();
@@ -157,6 +172,17 @@ impl Metrics {
                 )
             };
             counts.map(label).collect()
+        });
+    }
+
+    /// Adds whether the store can write.
+    pub fn watch_store(&self, store: &Store) {
+        let (now, ever) = (store.clone(), store.clone());
+        self.gauge("store_writable", "1 while the database takes what is written", move || {
+            i64::from(now.trouble().is_none())
+        });
+        self.counters("store_outages", "Times that the database began to take nothing", move || {
+            vec![(Vec::new(), i64::try_from(ever.troubles()).unwrap_or(i64::MAX))]
         });
     }
 
@@ -260,13 +286,17 @@ fn count(value: i64) -> ConstCounter<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::notable::{About, Doubt, Refusal};
 
     #[test]
     fn what_is_counted_is_scraped() {
         let metrics = Metrics::new();
+        let notes = Notes::new();
+        notes.refused(Refusal::StartNoSite, &About::new());
+        let _doubt = notes.doubts(Doubt::SiteSilent, &About::new());
+        metrics.watch_notes(&notes);
         metrics.answered(&Method::PUT, "/v1/hubs/{hub}/servers/{key}", StatusCode::OK);
         metrics.answered(&Method::from_bytes(b"BREW").unwrap(), "other", StatusCode::NOT_FOUND);
-        metrics.refused("no_site");
         metrics.gauge("links", "Links now", || 7);
         metrics.gauges("waiting", "By hub", || vec![(vec![("hub".into(), "a\"b".into())], 3)]);
         metrics.counters("relayed", "By class", || vec![(vec![("class".into(), "2xx".into())], 5)]);
@@ -275,7 +305,10 @@ mod tests {
         for line in [
             r#"glidepath_api_answers_total{method="PUT",route="/v1/hubs/{hub}/servers/{key}",status="200"} 1"#,
             r#"glidepath_api_answers_total{method="other",route="other",status="404"} 1"#,
-            r#"glidepath_refusals_total{reason="no_site"} 1"#,
+            r#"glidepath_refusals_total{what="start",reason="no_site"} 1"#,
+            r#"glidepath_repairs_total{what="job",reason="orphan"} 0"#,
+            r#"glidepath_doubts{what="site",reason="silent"} 1"#,
+            r#"glidepath_doubts_begun_total{what="site",reason="silent"} 1"#,
             "glidepath_links 7",
             r#"glidepath_waiting{hub="a\"b"} 3"#,
             r#"glidepath_relayed_total{class="2xx"} 5"#,

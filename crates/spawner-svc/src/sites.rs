@@ -15,6 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::notable::{About, Doubt, Doubting, Notes, Retry};
+
 /// One site with its backend.
 #[derive(Clone)]
 pub struct SiteSetup {
@@ -75,6 +77,7 @@ pub struct Sites {
 struct Inner {
     sites: Vec<SiteSetup>,
     pace: Pace,
+    notes: Notes,
     heard: Mutex<HashMap<SiteName, Heard>>,
 }
 
@@ -84,6 +87,7 @@ struct Heard {
     snapshot: Option<(Snapshot, Instant)>,
     /// Why the last snapshot did not come, since the last that did.
     silent: Option<String>,
+    doubt: Option<Doubting>,
     breaker: Breaker,
 }
 
@@ -100,9 +104,9 @@ struct Breaker {
 impl Sites {
     /// Takes the sites in the operator's order.
     #[must_use]
-    pub fn new(sites: Vec<SiteSetup>, pace: Pace) -> Self {
+    pub fn new(sites: Vec<SiteSetup>, pace: Pace, notes: Notes) -> Self {
         let heard = sites.iter().map(|setup| (setup.site.name.clone(), Heard::default())).collect();
-        Self { inner: Arc::new(Inner { sites, pace, heard: Mutex::new(heard) }) }
+        Self { inner: Arc::new(Inner { sites, pace, notes, heard: Mutex::new(heard) }) }
     }
 
     /// Asks every site for a snapshot, again and again, until told to stop.
@@ -137,15 +141,15 @@ impl Sites {
         let Some(heard) = heard.get_mut(name) else { return };
         match answer {
             Ok(snapshot) => {
-                if heard.silent.take().is_some() {
-                    tracing::info!(site = %name, "the site answers again");
+                heard.silent = None;
+                if let Some(doubt) = heard.doubt.take() {
+                    doubt.over(&About::new().site(name));
                 }
                 heard.snapshot = Some((snapshot, Instant::now()));
             }
             Err(why) => {
-                if heard.silent.is_none() {
-                    tracing::warn!(site = %name, %why, "the site does not answer");
-                }
+                let about = About::new().site(name).why(&why);
+                heard.doubt.get_or_insert_with(|| self.inner.notes.doubts(Doubt::SiteSilent, &about));
                 heard.silent = Some(why);
             }
         }
@@ -162,7 +166,8 @@ impl Sites {
         }
         heard.breaker.last_asker = asker.map(str::to_owned);
         if let Some(rest) = heard.breaker.failed(why, &pace, Instant::now()) {
-            tracing::warn!(site = %name, %why, rest_s = rest.as_secs(), "the site failed repeatedly and rests");
+            let why = format!("for {} s: {why}", rest.as_secs());
+            self.inner.notes.retries(Retry::SiteRests, &About::new().site(name).why(&why));
         }
     }
 
@@ -303,7 +308,7 @@ mod tests {
     async fn a_site_that_fails_three_times_in_a_row_rests_and_longer_the_next_time() {
         let backend = FakeBackend::accepting();
         let pace = Pace::default();
-        let sites = Sites::new(vec![setup("here", &backend)], pace);
+        let sites = Sites::new(vec![setup("here", &backend)], pace, Notes::new());
         let name = SiteName::parse("here").unwrap();
         sites.refresh(&sites.setups()[0]).await;
         sites.failed(&name, "no dial-home", None);
@@ -325,7 +330,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_user_who_is_refused_again_and_again_does_not_rest_a_site() {
         let backend = FakeBackend::accepting();
-        let sites = Sites::new(vec![setup("here", &backend)], Pace::default());
+        let sites = Sites::new(vec![setup("here", &backend)], Pace::default(), Notes::new());
         let name = SiteName::parse("here").unwrap();
         sites.refresh(&sites.setups()[0]).await;
         for _ in 0..10 {
@@ -340,7 +345,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_site_keeps_its_last_snapshot_as_unknown() {
         let backend = FakeBackend::accepting();
-        let sites = Sites::new(vec![setup("here", &backend)], Pace::default());
+        let sites = Sites::new(vec![setup("here", &backend)], Pace::default(), Notes::new());
         assert_eq!(health(&sites), None, "it has not answered yet");
         sites.refresh(&sites.setups()[0]).await;
         backend.silent(true);
@@ -351,7 +356,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn sites_are_asked_again_and_again_until_the_stop() {
         let backend = FakeBackend::accepting();
-        let sites = Sites::new(vec![setup("here", &backend)], Pace::default());
+        let sites = Sites::new(vec![setup("here", &backend)], Pace::default(), Notes::new());
         let stop = CancellationToken::new();
         let ending = async {
             tokio::time::sleep(Duration::from_secs(30)).await;

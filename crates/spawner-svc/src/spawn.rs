@@ -5,46 +5,51 @@
 
 mod acts;
 mod book;
+mod diary;
 mod driver;
 mod events;
 mod launch;
 mod record;
 mod session;
+mod shared;
+mod story;
 #[cfg(test)]
 mod tests;
+mod used;
 mod view;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_core::Stream;
-use futures_util::FutureExt as _;
-use glidepath_api_types::agent::Trust;
-use glidepath_domain::names::{HubName, RunId, ServerKey, SiteName};
+use glidepath_api_types::agent::{Limits, Trust};
+use glidepath_domain::names::{HubName, RunId, ServerKey};
 use glidepath_domain::placement::{Policy, Verdict};
 use glidepath_domain::request::SpawnRequest;
 use glidepath_domain::run::{Deadlines, Effect, Event, Run, State};
 use secrecy::SecretString;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch as latest};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch as latest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::arrivals::routes::{RouteState, Routes};
 use crate::arrivals::{Arrivals, Arrived};
 use crate::clock;
+use crate::notable::{About, Notes, Refusal, Repair};
 use crate::sites::{SiteSetup, Sites};
-use crate::store::{RunRow, Store, StoreError};
+use crate::store::{Store, StoreError};
 
-use book::{Book, Door};
-use driver::{Driver, MAILBOX, Message};
+use driver::{Driver, Message};
 use launch::SealedOrder;
 use record::Record;
+use shared::{Reserved, Shared, Turn};
 
-pub use view::{RunView, UsedSoFar};
+pub use diary::{AgentSeen, Diary, Entry, Happened};
+pub use story::Story;
+pub use view::{NearEnd, RunView, UsedSoFar};
 
 /// A checked order to start a server. Holds secrets.
 #[derive(Clone)]
@@ -112,6 +117,9 @@ pub enum StartError {
 /// Why a stop was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
+    /// A start of this server is in hand and nobody can tell yet what comes of it; ask again.
+    #[error("a start of this server is still being written down; try again in a moment")]
+    StillStarting,
     /// The service ends.
     #[error("the service is stopping")]
     Closing,
@@ -137,6 +145,8 @@ pub type Events = std::pin::Pin<Box<dyn Stream<Item = (Option<u64>, RunView)> + 
 pub struct Settings {
     /// How long each step may take.
     pub deadlines: Deadlines,
+    /// Seconds before a server's end at which its user is told.
+    pub warn_before_s: Vec<u64>,
     /// How sites are weighed.
     pub policy: Policy,
     /// `wss://host:port/link` for agents.
@@ -159,6 +169,7 @@ impl Settings {
     pub fn new(home_url: String, trust: Trust) -> Self {
         Self {
             deadlines: Deadlines::default(),
+            warn_before_s: Limits::default().warn_before_s,
             policy: Policy::default(),
             home_url,
             trust,
@@ -184,46 +195,22 @@ pub struct Parts {
     pub arrived: mpsc::Receiver<Arrived>,
     /// How to behave.
     pub settings: Settings,
+    /// Where what is notable is noted.
+    pub notes: Notes,
 }
 
 /// Submits at one site at a time.
 const SUBMITS_AT_ONCE: usize = 8;
-/// A start or stop waits at most so long for another of the same server.
-const TURN_WITHIN: Duration = Duration::from_secs(30);
 /// A start is answered when its run is on disk, or after this time.
 const CREATED_WITHIN: Duration = Duration::from_secs(30);
 /// A stop is answered when it is written down, or after this time.
 const STOP_TAKEN_WITHIN: Duration = Duration::from_secs(5);
-/// Between two removals of what is too old to be kept.
-const PRUNE_EVERY: Duration = Duration::from_secs(600);
-/// Events that are kept for readers who come back.
-const EVENTS_KEPT: u32 = 20_000;
 /// Removing one user's files at one site.
 const FORGET_WITHIN: Duration = Duration::from_secs(60);
 /// Drivers have this long to let go when the service stops.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
-/// Before a run whose driver broke off is taken up again.
-const TAKE_UP_AGAIN: Duration = Duration::from_secs(2);
 /// What the user reads when the Hub asked for the end.
 const STOPPED: &str = "the server was stopped on request";
-
-/// What all drivers share.
-struct Shared {
-    store: Store,
-    sites: Sites,
-    arrivals: Arc<Arrivals>,
-    routes: Arc<Routes>,
-    settings: Settings,
-    /// One lock, never held across a wait.
-    book: Mutex<Book>,
-    /// Starts and stops of one server, one after the other. Only servers with one under way are in it.
-    turns: Mutex<HashMap<ServerKey, Arc<tokio::sync::Mutex<()>>>>,
-    submits: HashMap<SiteName, Arc<Semaphore>>,
-    /// Counts up when a site should be looked at soon.
-    changes: latest::Sender<u64>,
-    drivers: TaskTracker,
-    stop: CancellationToken,
-}
 
 /// The life cycle's door, for `http`; cheap to clone.
 #[derive(Clone)]
@@ -249,6 +236,7 @@ impl Spawner {
             arrivals: parts.arrivals,
             routes: parts.routes,
             settings: parts.settings,
+            notes: parts.notes,
             book: Mutex::default(),
             turns: Mutex::default(),
             submits,
@@ -258,7 +246,9 @@ impl Spawner {
         });
         for row in shared.store.last_runs().await?.iter().filter(|row| row.settled) {
             let (Ok(view), Ok(record)) = (record::read_view(&row.view), Record::read(row)) else {
-                tracing::warn!(run = %row.run, server.key = row.server_key, "the end of a run cannot be read");
+                shared
+                    .notes
+                    .refused(Refusal::RecordUnreadable, &About::new().run(row.run).at(&row.server_key));
                 continue;
             };
             if let Some(end) = &view.end {
@@ -272,15 +262,18 @@ impl Spawner {
         let mut resumed = Vec::new();
         for row in shared.store.unsettled().await? {
             match shared.take_up(&row) {
-                Ok(taken_up) => resumed.push(taken_up),
+                Ok(taken_up) => {
+                    let about = About::new().run(row.run).at(&row.server_key).why(&row.state);
+                    shared.notes.repaired(Repair::RunTakenUp, &about);
+                    resumed.push(taken_up);
+                }
                 // Its job is left alone: the store says that it is wanted.
                 Err(error) => {
-                    tracing::error!(run = %row.run, server.key = row.server_key, %error, "a run cannot be taken up");
+                    let why = error.to_string();
+                    let about = About::new().run(row.run).at(&row.server_key).why(&why);
+                    shared.notes.refused(Refusal::RecordUnreadable, &about);
                 }
             }
-        }
-        if !resumed.is_empty() {
-            tracing::info!(runs = resumed.len(), "runs of before are taken up again");
         }
         Ok((Self { shared: Arc::clone(&shared) }, SpawnerTask { shared, arrived: parts.arrived, resumed }))
     }
@@ -290,7 +283,10 @@ impl Spawner {
         let key = order.request.key.clone();
         let patience = tokio::time::Instant::now() + self.shared.settings.wait_for_end;
         loop {
-            let turn = self.shared.turn_of(&key).await.ok_or(StartError::StillStopping)?;
+            let Some(turn) = self.shared.turn_of(&key).await else {
+                let stops = self.view(&key).is_some_and(|view| view.state == State::Stopping);
+                return Err(if stops { StartError::StillStopping } else { StartError::StillStarting });
+            };
             if self.shared.stop.is_cancelled() {
                 return Err(StartError::Closing);
             }
@@ -303,16 +299,20 @@ impl Spawner {
                 Some((view, spawn_id, _)) if spawn_id == order.spawn_id => {
                     return Ok(Started { view: RunView::clone(&view), adopted: None });
                 }
-                Some((view, _, mut views)) if view.state == State::Stopping => {
+                Some((view, _, mut views)) if view.state != State::Ended => {
+                    // Without an order the run is at its end, which is written down before it is told.
+                    let order = match view.state {
+                        State::Stopping => None,
+                        _ => acts::kept_order(&self.shared.store, view.run).await?,
+                    };
+                    if let Some(order) = order {
+                        return Ok(Started { view: RunView::clone(&view), adopted: order.hub_token() });
+                    }
                     drop(turn);
                     let ended = views.wait_for(|view| view.state == State::Ended);
                     if tokio::time::timeout_at(patience, ended).await.is_err() {
                         return Err(StartError::StillStopping);
                     }
-                }
-                Some((view, _, _)) if view.state != State::Ended => {
-                    let adopted = acts::read_order(&self.shared.store, view.run).await?.hub_token();
-                    return Ok(Started { view: RunView::clone(&view), adopted });
                 }
                 Some((view, _, _)) => return self.start_after(order, Some(view.run), turn).await,
                 None => return self.start_after(order, None, turn).await,
@@ -362,13 +362,20 @@ impl Spawner {
         let effects = run.step(Event::Tick, now, &shared.settings.deadlines);
         let sealed =
             SealedOrder::new(&order).text().map_err(|error| StoreError::Sealed(error.to_string()))?;
+        let mut diary = Diary::default();
+        for state in [State::Requested, run.state] {
+            diary.add(now, None, Happened::Reached(state));
+        }
         let record = Record {
             run,
+            diary,
+            agent: None,
             request: order.request,
             spawn_id: order.spawn_id,
             prefix: order.prefix,
             verdicts,
             usage: None,
+            warnings: Vec::new(),
             jobs: Vec::new(),
         };
         let view = record.view(now, &shared.settings.deadlines);
@@ -399,14 +406,14 @@ impl Spawner {
         now: bool,
     ) -> Result<Option<RunView>, StopError> {
         // A start that is being written down comes first: what it makes must be found here.
-        let _turn = self.shared.turn_of(key).await;
+        let turn = self.shared.turn_of(key).await;
         if self.shared.stop.is_cancelled() {
             return Err(StopError::Closing);
         }
-        let Some(view) = self.view(key) else { return Ok(None) };
-        if view.state == State::Ended || run.is_some_and(|run| run != view.run) {
-            return Ok(None);
-        }
+        let live = self.view(key).filter(|view| view.state != State::Ended);
+        let Some(view) = live.filter(|view| run.is_none_or(|run| run == view.run)) else {
+            return if turn.is_some() { Ok(None) } else { Err(StopError::StillStarting) };
+        };
         let Some(door) = self.shared.book().door(view.run) else { return Ok(None) };
         let (taken, answer) = oneshot::channel();
         let message = Message::Stop { why: STOPPED.to_owned(), now, taken };
@@ -494,134 +501,5 @@ impl SpawnerTask {
         shared.drivers.close();
         let _ = tokio::time::timeout(LET_GO_WITHIN, shared.drivers.wait()).await; // the rest ends with the runtime
         Ok(())
-    }
-}
-
-impl Shared {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn look_at_sites(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
-    }
-
-    /// Enters a run into the book and makes its driver, which does nothing yet.
-    fn open(self: &Arc<Self>, record: Record, view: RunView) -> Driver {
-        let (mailbox, messages) = mpsc::channel(MAILBOX);
-        let (views, watched) = latest::channel(Arc::new(view.clone()));
-        let door = Door { run: record.run.id, mailbox };
-        let site = record.site().cloned();
-        self.book().open(door, view, record.spawn_id.clone(), watched, site);
-        Driver::new(Arc::clone(self), record, messages, views)
-    }
-
-    fn drive(self: &Arc<Self>, driver: Driver, effects: Vec<Effect>) {
-        let shared = Arc::clone(self);
-        let stop = self.stop.clone();
-        self.drivers
-            .spawn(async move { stop.run_until_cancelled(shared.keep_driving(driver, effects)).await });
-        self.look_at_sites();
-    }
-
-    /// Drives a run until it is settled. A driver that broke off is a fault of ours and no end of the run: it is taken
-    /// up again from the store, as after a crash, while all others go on.
-    async fn keep_driving(self: Arc<Self>, mut driver: Driver, mut effects: Vec<Effect>) {
-        let run = driver.run_id();
-        while AssertUnwindSafe(driver.run(effects)).catch_unwind().await.is_err() {
-            tracing::error!(%run, "the driver of this run broke off; it is taken up again from the store");
-            (driver, effects) = loop {
-                tokio::time::sleep(TAKE_UP_AGAIN).await;
-                match self.store.unsettled_run(run).await {
-                    Ok(Some(row)) => match self.take_up(&row) {
-                        Ok(taken_up) => break taken_up,
-                        Err(error) => tracing::error!(%run, %error, "the run cannot be taken up"),
-                    },
-                    Ok(None) => return self.book().close(run),
-                    Err(error) => tracing::warn!(%run, %error, "the run cannot be read"),
-                }
-            };
-        }
-    }
-
-    /// A run as the store has it, with a driver, and what is to be done first.
-    fn take_up(self: &Arc<Self>, row: &RunRow) -> Result<(Driver, Vec<Effect>), StoreError> {
-        let mut record = Record::read(row)?;
-        let view = record::read_view(&row.view)?;
-        let effects = record.run.resume(clock::now(), &self.settings.deadlines);
-        Ok((self.open(record, view), effects))
-    }
-
-    /// Tells a run that its agent is home.
-    fn hand_over(&self, arrived: Arrived) {
-        let attempt = arrived.attempt;
-        let told = match self.book().door(attempt.run) {
-            Some(door) => {
-                let message = Message::Arrived { number: attempt.number, link: arrived.link };
-                door.mailbox.try_send(message).map_err(|error| error.to_string())
-            }
-            None => Err("its run is over".to_owned()),
-        };
-        if let Err(why) = told {
-            tracing::warn!(%attempt, why, "an agent's arrival came to nothing");
-            self.arrivals.dismiss(attempt, "this attempt is over");
-        }
-    }
-
-    /// Waits for this server's turn; `None` when another start or stop takes too long.
-    async fn turn_of(self: &Arc<Self>, key: &ServerKey) -> Option<Turn> {
-        let lock = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(turns.entry(key.clone()).or_default())
-        };
-        let guard = tokio::time::timeout(TURN_WITHIN, lock.lock_owned()).await;
-        let turn = Turn { shared: Arc::clone(self), key: key.clone(), guard: guard.ok() };
-        if turn.guard.is_some() { Some(turn) } else { None }
-    }
-
-    /// Waits for a turn to submit at this site.
-    async fn turn(&self, site: &SiteName) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(self.submits.get(site)?).acquire_owned().await.ok()
-    }
-
-    async fn prune(&self) {
-        loop {
-            let keep = i64::try_from(self.settings.keep_ended.as_millis()).unwrap_or(i64::MAX);
-            let before = i64::try_from(clock::now().0).unwrap_or(i64::MAX).saturating_sub(keep);
-            if let Err(error) = self.store.prune(before, EVENTS_KEPT).await {
-                tracing::warn!(%error, "what is too old could not be removed");
-            }
-            tokio::time::sleep(PRUNE_EVERY).await;
-        }
-    }
-}
-
-/// One server's turn; the next comes when it is dropped.
-struct Turn {
-    shared: Arc<Shared>,
-    key: ServerKey,
-    guard: Option<OwnedMutexGuard<()>>,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.guard = None;
-        let mut turns = self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever waits holds a handle of its own.
-        if turns.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
-            turns.remove(&self.key);
-        }
-    }
-}
-
-/// A place that is given back unless the run was entered into the book.
-struct Reserved<'a> {
-    shared: &'a Shared,
-    run: RunId,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        self.shared.book().release(self.run);
     }
 }

@@ -1,48 +1,56 @@
 //! The only SQL: runs, attempts, events, sealed launch orders.
 //!
 //! In: rows that `spawn` and `arrivals` made. Out: the same rows, and every event in the order of its id. One task
-//! writes, many changes per transaction, each in a savepoint of its own; whoever asked for a change hears of it after
-//! the commit is on disk. Readers have a small pool. Queries are written so that PostgreSQL can serve the same; only
-//! SQLite knows how the database is opened, `BEGIN IMMEDIATE`, the log's checkpoint, and in the tables AUTOINCREMENT and BLOB.
+//! writes, many changes per transaction; whoever asked for a change hears of it after the commit is on disk. Readers have
+//! a small pool. SQLite and PostgreSQL serve the same queries and have the same tables.
+//!
+//! ```text
+//! Store ── change ──► write: one transaction for all that waits ── SQL of each: change
+//!   └──── read ─────► pool                    └── connection: database      errors in sentences: faults
+//! ```
 //! Not here: what a run's record means.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use glidepath_domain::names::{Attempt, RunId};
 use secrecy::SecretString;
-use sqlx::migrate::MigrateError;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{ConnectOptions as _, Row as _};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use sqlx::any::AnyRow;
+use sqlx::{AnyPool, Row as _};
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use crate::seal::{Seal, SealError};
 
+mod change;
+mod database;
+mod faults;
 mod folder;
+mod health;
+mod look;
 #[cfg(test)]
 mod tests;
 mod write;
 
+use change::{BINDING, Change, Done, binding};
+pub use database::Database;
 pub use folder::on_local_disk;
-use write::{BINDING, Change, Done, Job, Writer, binding};
+use health::Health;
+pub use look::Look;
+use write::{Job, Writer};
 
 /// Changes that may wait for the writer.
 const CHANGES_WAITING: usize = 1024;
 /// Events that a slow subscriber may fall behind before it must read them from the store.
 const EVENTS_WAITING: usize = 1024;
-/// Connections for readers.
-const READERS: u32 = 4;
-/// How long a statement waits for another process that holds the database.
-const BUSY: Duration = Duration::from_secs(10);
 /// How long a look at the store's health may take.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(3);
 /// How long a caller waits for its change or its rows.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Before rows are read again whose connection was lost.
+const READ_AGAIN: Duration = Duration::from_millis(100);
 
 /// Why the store could not be opened, read or written. One sentence each.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -63,6 +71,12 @@ pub enum StoreError {
         /// In the database's words.
         why: String,
     },
+    /// Nobody answers at the database's address; the writer tries on.
+    #[error("the database is away: {0}")]
+    Away(String),
+    /// Another service may write the database, and this one may not.
+    #[error("another service writes this database: {0}; end it, or give each service a database of its own")]
+    Taken(String),
     /// A launch order could not be sealed or opened.
     #[error("a launch order is out of reach: {0}")]
     Sealed(String),
@@ -152,38 +166,40 @@ pub struct Store {
 }
 
 struct Inner {
-    readers: SqlitePool,
+    readers: AnyPool,
     changes: mpsc::Sender<Job>,
     events: broadcast::Sender<EventRow>,
-    /// Whether the last that was asked could be written; the writer's to set.
-    able: Arc<AtomicBool>,
+    health: Arc<Health>,
+    /// How long rows are waited for.
+    patience: Duration,
     seal: Seal,
     writer: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
-    /// Opens `<state_dir>/glidepath.db`, brings its tables up to date and starts the writer.
-    /// Refuses a folder on a network file system.
+    /// Opens `<state_dir>/glidepath.db`, as [`Store::open_in`]. Refuses a folder on a network file system.
     pub async fn open(state_dir: &Path, seal: Seal) -> Result<Self, StoreError> {
-        folder::check(state_dir)?;
-        let path = state_dir.join("glidepath.db");
-        folder::keep_to_owner(&path)?;
-        let options = options(&path);
-        let mut connection = options.connect().await.map_err(|error| failed("opened", &error))?;
-        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|error| not_migrated(&error))?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(ANSWER_WITHIN)
-            .connect_with(options.create_if_missing(false).read_only(true))
-            .await
-            .map_err(|error| failed("opened", &error))?;
+        Self::open_in(Database::in_folder(state_dir), seal).await
+    }
+
+    /// Opens a database, brings its tables up to date and starts the writer. Refuses one that another service writes.
+    pub async fn open_in(database: Database, seal: Seal) -> Result<Self, StoreError> {
+        Self::opened(database, seal, ANSWER_WITHIN).await
+    }
+
+    async fn opened(database: Database, seal: Seal, patience: Duration) -> Result<Self, StoreError> {
+        let mut connection = database.first().await?;
+        let newest = sqlx::query("SELECT MAX(id) AS newest FROM events").fetch_one(&mut connection).await;
+        let newest: Option<i64> = get(&newest.map_err(|error| faults::failed("read", &error))?, "newest")?;
+        let readers = database.readers(patience)?;
         let (changes, jobs) = mpsc::channel(CHANGES_WAITING);
         let (events, _) = broadcast::channel(EVENTS_WAITING);
-        let able = Arc::new(AtomicBool::new(true));
-        let writer = Writer { connection, jobs, events: events.clone(), able: Arc::clone(&able) };
+        let health = Arc::new(Health::default());
+        let newest = newest.unwrap_or(0).unsigned_abs();
+        let writer = Writer::new(database, connection, newest, jobs, events.clone(), Arc::clone(&health));
         let writer = tokio::runtime::Handle::current().spawn(writer.run());
         let writer = std::sync::Mutex::new(Some(writer));
-        Ok(Self { inner: Arc::new(Inner { readers, changes, events, able, seal, writer }) })
+        Ok(Self { inner: Arc::new(Inner { readers, changes, events, health, patience, seal, writer }) })
     }
 
     /// Writes what is under way and closes. Later calls fail with [`StoreError::Closed`].
@@ -201,12 +217,30 @@ impl Store {
         self.inner.changes.closed().await;
     }
 
+    /// Why the writer ended before it was told to.
+    #[must_use]
+    pub fn why_closed(&self) -> Option<StoreError> {
+        self.inner.health.why_ended()
+    }
+
+    /// Why nothing can be written, as the writer found last; `None` while all is well.
+    #[must_use]
+    pub fn trouble(&self) -> Option<StoreError> {
+        self.inner.health.trouble()
+    }
+
+    /// How often it began that nothing could be written.
+    #[must_use]
+    pub fn troubles(&self) -> u64 {
+        self.inner.health.times()
+    }
+
     /// True while reads and writes work; for `/health/ready`. Where the last change could not be written, it is tried
     /// whether one can be by now.
     pub async fn healthy(&self) -> bool {
         let looked = async {
             let read = sqlx::query("SELECT 1").fetch_one(&self.inner.readers).await;
-            let able = self.inner.able.load(Ordering::Relaxed) || self.change(Change::Probe).await.is_ok();
+            let able = self.trouble().is_none() || self.change(Change::Probe).await.is_ok();
             read.is_ok() && able
         };
         let looked = tokio::time::timeout(HEALTHY_WITHIN, looked).await;
@@ -234,8 +268,8 @@ impl Store {
         may_be_first: bool,
     ) -> Result<Bound, StoreError> {
         let key = crate::seal::to_hex(key);
-        let query = sqlx::query(BINDING).bind(attempt.run.to_string()).bind(i64::from(attempt.number));
-        let row = self.read(query.fetch_optional(&self.inner.readers)).await?;
+        let query = || sqlx::query(BINDING).bind(attempt.run.to_string()).bind(i64::from(attempt.number));
+        let row = self.read(|| query().fetch_optional(&self.inner.readers)).await?;
         let Some(row) = row else { return Ok(Bound::Unknown) };
         match binding(&row, &key)? {
             Some(bound) => return Ok(bound),
@@ -255,15 +289,15 @@ impl Store {
 
     /// Every run that lives or still has something left at a site, oldest first.
     pub async fn unsettled(&self) -> Result<Vec<RunRow>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM runs WHERE settled = 0 ORDER BY run");
-        let rows = self.read(rows.fetch_all(&self.inner.readers)).await?;
+        let query = "SELECT * FROM runs WHERE settled = 0 ORDER BY run";
+        let rows = self.read(|| sqlx::query(query).fetch_all(&self.inner.readers)).await?;
         rows.iter().map(run_row).collect()
     }
 
     /// One of them, if it is one.
     pub async fn unsettled_run(&self, run: RunId) -> Result<Option<RunRow>, StoreError> {
-        let row = sqlx::query("SELECT * FROM runs WHERE settled = 0 AND run = $1").bind(run.to_string());
-        let row = self.read(row.fetch_optional(&self.inner.readers)).await?;
+        let query = || sqlx::query("SELECT * FROM runs WHERE settled = 0 AND run = $1").bind(run.to_string());
+        let row = self.read(|| query().fetch_optional(&self.inner.readers)).await?;
         row.as_ref().map(run_row).transpose()
     }
 
@@ -271,7 +305,7 @@ impl Store {
     pub async fn last_runs(&self) -> Result<Vec<RunRow>, StoreError> {
         let query = "SELECT r.* FROM runs r WHERE r.run = \
                      (SELECT MAX(l.run) FROM runs l WHERE l.server_key = r.server_key) ORDER BY r.run";
-        let rows = self.read(sqlx::query(query).fetch_all(&self.inner.readers)).await?;
+        let rows = self.read(|| sqlx::query(query).fetch_all(&self.inner.readers)).await?;
         rows.iter().map(run_row).collect()
     }
 
@@ -279,8 +313,8 @@ impl Store {
     pub async fn views(&self, hub: &str) -> Result<Vec<String>, StoreError> {
         let query = "SELECT r.view FROM runs r WHERE r.hub = $1 AND r.run = \
                      (SELECT MAX(l.run) FROM runs l WHERE l.server_key = r.server_key) ORDER BY r.run";
-        let query = sqlx::query(query).bind(hub.to_owned());
-        let rows = self.read(query.fetch_all(&self.inner.readers)).await?;
+        let query = || sqlx::query(query).bind(hub.to_owned());
+        let rows = self.read(|| query().fetch_all(&self.inner.readers)).await?;
         rows.iter().map(|row| get(row, "view")).collect()
     }
 
@@ -288,8 +322,8 @@ impl Store {
     pub async fn is_wanted(&self, attempt: Attempt) -> Result<Option<bool>, StoreError> {
         let query = "SELECT r.settled, a.number FROM runs r \
                      LEFT JOIN attempts a ON a.run = r.run AND a.number = $2 WHERE r.run = $1";
-        let query = sqlx::query(query).bind(attempt.run.to_string()).bind(i64::from(attempt.number));
-        let row = self.read(query.fetch_optional(&self.inner.readers)).await?;
+        let query = || sqlx::query(query).bind(attempt.run.to_string()).bind(i64::from(attempt.number));
+        let row = self.read(|| query().fetch_optional(&self.inner.readers)).await?;
         let Some(row) = row else { return Ok(None) };
         let settled: i64 = get(&row, "settled")?;
         let number: Option<i64> = get(&row, "number")?;
@@ -298,8 +332,9 @@ impl Store {
 
     /// The launch order of a run, while it is kept.
     pub async fn order(&self, run: RunId) -> Result<Option<SecretString>, StoreError> {
-        let query = sqlx::query("SELECT sealed FROM orders WHERE run = $1").bind(run.to_string());
-        let Some(row) = self.read(query.fetch_optional(&self.inner.readers)).await? else { return Ok(None) };
+        let query = || sqlx::query("SELECT sealed FROM orders WHERE run = $1").bind(run.to_string());
+        let row = self.read(|| query().fetch_optional(&self.inner.readers)).await?;
+        let Some(row) = row else { return Ok(None) };
         let sealed: Vec<u8> = get(&row, "sealed")?;
         self.inner.seal.open(&run.to_string(), &sealed).map(Some).map_err(out_of_reach)
     }
@@ -312,18 +347,16 @@ impl Store {
         at_most: u32,
     ) -> Result<Vec<EventRow>, StoreError> {
         let query = "SELECT id, hub, view FROM events WHERE hub = $1 AND id > $2 ORDER BY id LIMIT $3";
-        let query = sqlx::query(query)
-            .bind(hub.to_owned())
-            .bind(i64::try_from(after).unwrap_or(i64::MAX))
-            .bind(i64::from(at_most));
-        let rows = self.read(query.fetch_all(&self.inner.readers)).await?;
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
+        let query = || sqlx::query(query).bind(hub.to_owned()).bind(after).bind(i64::from(at_most));
+        let rows = self.read(|| query().fetch_all(&self.inner.readers)).await?;
         rows.iter().map(event_row).collect()
     }
 
     /// The oldest and the newest id that are kept.
     pub async fn event_ids(&self) -> Result<Option<(u64, u64)>, StoreError> {
-        let query = sqlx::query("SELECT MIN(id) AS oldest, MAX(id) AS newest FROM events");
-        let row = self.read(query.fetch_one(&self.inner.readers)).await?;
+        let query = "SELECT MIN(id) AS oldest, MAX(id) AS newest FROM events";
+        let row = self.read(|| sqlx::query(query).fetch_one(&self.inner.readers)).await?;
         let (oldest, newest): (Option<i64>, Option<i64>) = (get(&row, "oldest")?, get(&row, "newest")?);
         Ok(oldest.zip(newest).map(|(oldest, newest)| (oldest.unsigned_abs(), newest.unsigned_abs())))
     }
@@ -335,40 +368,56 @@ impl Store {
     }
 
     async fn change(&self, change: Change) -> Result<Done, StoreError> {
-        let written = tokio::time::timeout(ANSWER_WITHIN, self.written(change)).await;
-        written.unwrap_or_else(|_| Err(too_slow("written")))
+        let written = timeout(ANSWER_WITHIN, self.written(change)).await;
+        written.unwrap_or_else(|_| Err(too_slow("written", ANSWER_WITHIN)))
     }
 
     async fn written(&self, change: Change) -> Result<Done, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        self.inner.changes.send(Job { change, reply }).await.map_err(|_| StoreError::Closed)?;
+        let (job, answer) = Job::new(change);
+        self.inner.changes.send(job).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    async fn read<T>(&self, act: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
-        match tokio::time::timeout(ANSWER_WITHIN, act).await {
+    /// Rows, asked for again where the connection was lost.
+    async fn read<T, Rows>(&self, ask: impl Fn() -> Rows) -> Result<T, StoreError>
+    where
+        Rows: Future<Output = sqlx::Result<T>>,
+    {
+        let asked = async {
+            loop {
+                match ask().await {
+                    Err(error) if faults::is_lost(&error) => sleep(READ_AGAIN).await,
+                    other => return other,
+                }
+            }
+        };
+        match timeout(self.inner.patience, asked).await {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err(sqlx::Error::PoolClosed)) => Err(StoreError::Closed),
-            Ok(Err(error)) => Err(failed("read", &error)),
-            Err(_) => Err(too_slow("read")),
+            Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => Err(self.not_read()),
+            Ok(Err(error)) => Err(faults::failed("read", &error)),
+        }
+    }
+
+    fn not_read(&self) -> StoreError {
+        let readers = &self.inner.readers;
+        let busy = readers.size() == database::READERS && readers.num_idle() == 0;
+        match self.trouble() {
+            Some(away @ StoreError::Away(_)) => away,
+            _ if busy => {
+                let within = self.inner.patience.as_secs();
+                let why = format!(
+                    "all {} connections for reading were in use for {within} seconds",
+                    database::READERS
+                );
+                StoreError::Database { step: "read", why }
+            }
+            _ => too_slow("read", self.inner.patience),
         }
     }
 }
 
-/// How the writer opens the database: what was committed survives a power cut, and what was erased is overwritten.
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .pragma("secure_delete", "ON")
-        .busy_timeout(BUSY)
-        .disable_statement_logging()
-}
-
-fn run_row(row: &sqlx::sqlite::SqliteRow) -> Result<RunRow, StoreError> {
+fn run_row(row: &AnyRow) -> Result<RunRow, StoreError> {
     let run: String = get(row, "run")?;
     let (alive, settled): (i64, i64) = (get(row, "alive")?, get(row, "settled")?);
     Ok(RunRow {
@@ -387,15 +436,15 @@ fn run_row(row: &sqlx::sqlite::SqliteRow) -> Result<RunRow, StoreError> {
     })
 }
 
-fn event_row(row: &sqlx::sqlite::SqliteRow) -> Result<EventRow, StoreError> {
+fn event_row(row: &AnyRow) -> Result<EventRow, StoreError> {
     let id: i64 = get(row, "id")?;
     let (hub, view): (String, String) = (get(row, "hub")?, get(row, "view")?);
     Ok(EventRow { id: id.unsigned_abs(), hub: hub.into(), view: view.into() })
 }
 
-fn get<'r, T>(row: &'r sqlx::sqlite::SqliteRow, column: &str) -> Result<T, StoreError>
+fn get<'r, T>(row: &'r AnyRow, column: &str) -> Result<T, StoreError>
 where
-    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+    T: sqlx::Decode<'r, sqlx::Any> + sqlx::Type<sqlx::Any>,
 {
     row.try_get(column).map_err(|error| unreadable(&error.to_string()))
 }
@@ -404,40 +453,10 @@ fn unreadable(why: &str) -> StoreError {
     StoreError::Database { step: "read", why: why.to_owned() }
 }
 
-fn too_slow(step: &'static str) -> StoreError {
-    StoreError::Database { step, why: format!("no answer within {} seconds", ANSWER_WITHIN.as_secs()) }
+fn too_slow(step: &'static str, within: Duration) -> StoreError {
+    StoreError::Database { step, why: format!("no answer within {} seconds", within.as_secs()) }
 }
 
 fn out_of_reach(error: SealError) -> StoreError {
     StoreError::Sealed(error.to_string())
-}
-
-/// Why the tables could not be brought up to date. Only what the database says of its own version speaks of one.
-fn not_migrated(error: &MigrateError) -> StoreError {
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed("opened", error),
-        MigrateError::VersionMissing(_)
-        | MigrateError::VersionMismatch(_)
-        | MigrateError::VersionTooNew(..) => StoreError::Database {
-            step: "opened",
-            why: format!("{error}: it was written by a newer version, which must serve it"),
-        },
-        _ => StoreError::Database { step: "opened", why: error.to_string() },
-    }
-}
-
-/// An error of the database as one sentence that an operator can act on.
-fn failed(step: &'static str, error: &sqlx::Error) -> StoreError {
-    let code =
-        error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<i64>().ok());
-    let why = match code.map(|code| code & 0xff) {
-        Some(13) => "the disk is full: make room in the state folder".to_owned(),
-        Some(8) => "the file is read-only: the service's account must be able to write it".to_owned(),
-        Some(5 | 6) => "another process holds it: does a second service use this state folder?".to_owned(),
-        Some(11 | 26) => format!("it is damaged ({error}): restore the state folder from a backup"),
-        Some(10) => format!("the disk failed ({error})"),
-        Some(14) => "the file cannot be opened: the service's account must own the state folder".to_owned(),
-        _ => error.to_string(),
-    };
-    StoreError::Database { step, why }
 }

@@ -405,5 +405,8 @@ fn file_error(act: &'static str, path: &Path, source: io::Error) -> TlsError {
     TlsError::File { act, path: path.to_owned(), source }
 }
 
+mod look;
 #[cfg(test)]
 mod tests;
+
+pub use look::{ends_within, is_for};

@@ -4,8 +4,11 @@
 
 #[path = "api/house.rs"]
 mod house;
+#[path = "api/operator.rs"]
+mod operator;
 
 use glidepath_api_types::spawner::{Life, PlacementReply, ServerList, ServerView, StateName};
+use glidepath_testkit::log::Log;
 use house::{House, secret, start_body};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -100,6 +103,13 @@ async fn every_bad_field_of_a_start_is_named_at_once_and_nothing_is_started() {
         "options": {"site": "fra", "cores": "many", "colour": "blue"},
     });
     let answer = house.ask(Method::PUT, &house.server("main", "ada", ""), "main", Some(wrong_values)).await;
+    let (long, name) = ("x".repeat(128 * 1024), "y".repeat(128 * 1024 - 3));
+    let no_program_takes = json!({
+        "spawn_id": "1", "prefix": "/user/ada/", "argv": ["x", long], "env": {"NUL": "\0", "LONG": long, name: "ok"},
+    });
+    let of_words =
+        house.ask(Method::PUT, &house.server("main", "ada", ""), "main", Some(no_program_takes)).await;
+    assert_eq!(of_words.fields(), ["argv", "env", "env.LONG", "env.NUL"], "each is named, in bounds");
     let with_dots = json!({"spawn_id": "1", "argv": ["x"], "env": {}, "prefix": "/user/../ada/"});
     let of_dots = house.ask(Method::PUT, &house.server("main", "ada", ""), "main", Some(with_dots)).await;
     assert_eq!(of_dots.fields(), ["prefix"]);
@@ -184,7 +194,7 @@ async fn what_no_site_can_take_is_refused_with_a_reason_per_site() {
         "users know sites by their titles: {of_far}"
     );
     let metrics = house.observe("/metrics").await.body;
-    assert!(metrics.contains(r#"glidepath_refusals_total{reason="no_site"} 1"#), "{metrics}");
+    assert!(metrics.contains(r#"glidepath_refusals_total{what="start",reason="no_site"} 1"#), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -314,7 +324,8 @@ async fn monitoring_needs_no_secret_and_sees_runs_by_state() {
     .await;
     assert!(metrics.contains(r#"glidepath_runs{site="here",state="queued"} 1"#), "{metrics}");
     assert!(metrics.contains("glidepath_links 0"), "{metrics}");
-    assert!(!metrics.contains("ada"), "no user is a label");
+    let mut words = metrics.split(|c: char| !c.is_alphanumeric());
+    assert!(!words.any(|word| word == "ada"), "no user is a label");
     let of_api = house.raw(Method::GET, "/metrics", &[], "").await;
     assert_eq!(of_api.status, 404, "each listener has its own paths");
 }
@@ -346,22 +357,84 @@ async fn what_is_counted_goes_on_after_the_store_could_not_be_read() {
     house.start("ada", json!({})).await;
     let stop = format!("{}?wait_s=10&now=true", house.server("main", "ada", ""));
     house.ask(Method::DELETE, &stop, "main", None).await;
-    house.database("CREATE TABLE kept AS SELECT run, view FROM runs").await;
-    let (dir, backends) = house.close().await;
-    house::database(dir.path(), "UPDATE runs SET view = 'x'").await;
-    let house = House::again(dir, backends).await;
+    house.database("ALTER TABLE events RENAME TO away").await;
     let mut cut = house.events("/v1/hubs/main/events", "main", None).await;
     cut.block().await;
     assert!(cut.ends().await, "no reader is told what is");
-    house
-        .database("UPDATE runs SET view = (SELECT view FROM kept WHERE kept.run = runs.run) WHERE view = 'x'")
-        .await;
+    house.database("ALTER TABLE away RENAME TO events").await;
     house.start("bob", json!({})).await;
     glidepath_testkit::wait::until_some(house::SOON, "the start is counted", || async {
         let text = house.observe("/metrics").await.body;
-        text.contains(r#"glidepath_starts_total{hub="main"} 1"#).then_some(())
+        text.contains(r#"glidepath_starts_total{hub="main"} 2"#).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_run_that_does_not_read_is_left_out_and_its_hub_hears_of_all_others() {
+    let house = House::new().await;
+    for user in ["ada", "bob", "eve"] {
+        house.start(user, json!({})).await;
+        let stop = format!("{}?wait_s=10&now=true", house.server("main", user, ""));
+        house.ask(Method::DELETE, &stop, "main", None).await;
+    }
+    let run = house.view("eve").await.run.unwrap();
+    let (dir, backends) = house.close().await;
+    let log = Log::begin();
+    let spoil = "UPDATE runs SET view = json_set(view, '$.state', 'dreaming') WHERE server_key = 'main.eve.'";
+    house::database(dir.path(), spoil).await;
+    let house = House::again(dir, backends).await;
+    let mut all = house.events("/v1/hubs/main/events", "main", None).await;
+    let first = all.event().await;
+    assert_eq!((first.0, first.1.user.as_str()), (None, "ada"));
+    let last = all.event().await;
+    assert!(last.0.is_some() && last.1.user == "bob", "the last that reads has the id: {last:?}");
+    let fresh = start_body("spawn-2", "ada", json!({}));
+    house.ask(Method::PUT, &house.server("main", "ada", ""), "main", Some(fresh)).await;
+    assert_eq!(all.event().await.1.user, "ada", "and the stream goes on");
+    let lines = log.of("refusal", "record", "untold");
+    assert_eq!((lines.len(), lines[0]["at"].as_str()), (1, Some(run.as_str())), "{lines:?}");
+    let text = house.observe("/metrics").await.body;
+    assert!(text.contains(r#"glidepath_refusals_total{what="record",reason="unreadable"} 1"#), "{text}");
+    let untold =
+        |line: &&str| line.starts_with(r#"glidepath_refusals_total{what="record",reason="untold"} "#);
+    assert!(!text.lines().find(untold).unwrap().ends_with(" 0"), "each stream left it out");
+}
+
+#[tokio::test]
+async fn each_refusal_of_the_api_is_one_line_and_one_count() {
+    let log = Log::begin();
+    let house = House::new().await;
+    let server = house.server("main", "ada", "");
+    house.start("ada", json!({"cores": 9})).await;
+    house.start("ada", json!({"site": "fra"})).await;
+    house.start("ada", json!({})).await;
+    house.raw(Method::GET, &server, &[("authorization", "Bearer wrong-and-secret")], "").await;
+    house.ask(Method::GET, "/v1/hubs/main/servers/second.ada.", "main", None).await;
+    house.ask(Method::DELETE, &format!("{server}?now=perhaps"), "main", None).await;
+    house.ask(Method::DELETE, &format!("{server}/home"), "main", None).await;
+    house.database("ALTER TABLE runs RENAME TO away").await;
+    house.start("bob", json!({})).await;
+    house.database("ALTER TABLE away RENAME TO runs").await;
+    let text = house.observe("/metrics").await.body;
+    for (what, reason, level, key, why) in [
+        ("start", "no_site", "INFO", "main.ada.", "far: <The far site>: Gives one server"),
+        ("start", "invalid", "INFO", "main.ada.", "options.site: "),
+        ("start", "store", "ERROR", "main.bob.", "the service cannot write down the request"),
+        ("api", "unauthenticated", "WARN", "main.ada.", "a valid secret is needed"),
+        ("api", "not_found", "INFO", "second.ada.", "there is no such server"),
+        ("api", "malformed", "INFO", "main.ada.", "now: "),
+        ("api", "alive", "INFO", "main.ada.", "the server is still alive"),
+    ] {
+        let lines = log.of("refusal", what, reason);
+        assert_eq!(lines.len(), 1, "{what} {reason}: {lines:?}");
+        let told = (lines[0]["level"].as_str(), lines[0]["server.key"].as_str(), lines[0]["hub"].as_str());
+        assert_eq!(told, (Some(level), Some(key), Some("main")), "{}", lines[0]);
+        assert!(lines[0]["why"].as_str().unwrap().starts_with(why), "{}", lines[0]);
+        let counted = format!(r#"glidepath_refusals_total{{what="{what}",reason="{reason}"}} 1"#);
+        assert!(text.lines().any(|line| line == counted), "{counted}");
+    }
+    assert!(!log.lines().iter().any(|line| line.to_string().contains("wrong-and-secret")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,104 +6,17 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use glidepath_testkit::postgres::Cluster;
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_glidepath-spawner");
-const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+#[path = "command/half_open.rs"]
+mod half_open;
+#[path = "command/place.rs"]
+mod place;
 
-/// A folder with a config that is right for this machine.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let place = Self { dir: tempfile::tempdir().unwrap() };
-        // Users' accounts must be able to walk to the work root.
-        fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        let agent = place.dir.path().join("glidepath-agent");
-        fs::write(&agent, "#!/bin/sh\n").unwrap();
-        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
-        place.write("");
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Writes the config, with this before the tables.
-    fn write(&self, first: &str) {
-        let state = if first.contains("state_dir") { "" } else { "state_dir = \"state\"\n" };
-        let arch = std::env::consts::ARCH;
-        let text = format!(
-            "{state}{first}\n[agent]\n{arch} = \"glidepath-agent\"\n[[hub]]\nname = \"main\"\n\
-             secret_sha256 = [\"{HASH}\"]\napi_url = \"http://127.0.0.1:9\"\n\
-             [[site]]\nname = \"here\"\nbackend = \"process\"\nprocess.work_root = \"work\"\n"
-        );
-        fs::write(self.path("config.toml"), text).unwrap();
-    }
-
-    fn run(&self, command: &[&str]) -> (Option<i32>, String, String) {
-        self.run_with(command, &[])
-    }
-
-    fn run_with(&self, command: &[&str], env: &[(&str, &Path)]) -> (Option<i32>, String, String) {
-        let config = self.path("config.toml");
-        let mut program = Command::new(PROGRAM);
-        program.arg("--config").arg(config).args(command).envs(env.iter().copied());
-        let output = program.output().unwrap();
-        let text = |bytes: Vec<u8>| {
-            String::from_utf8(bytes).unwrap().replace(self.dir.path().to_str().unwrap(), "HERE")
-        };
-        (output.status.code(), text(output.stdout), text(output.stderr))
-    }
-
-    fn serve(&self) -> Serving {
-        let config = self.path("config.toml");
-        let log = Stdio::from(fs::File::create(self.path("log")).unwrap());
-        let child = Command::new(PROGRAM).arg("--config").arg(config).stderr(log).spawn().unwrap();
-        let serving = Serving(child);
-        let until = Instant::now() + Duration::from_secs(20);
-        while !self.path("state/service.json").exists() {
-            assert!(Instant::now() < until, "the service did not start");
-            pause();
-        }
-        serving
-    }
-}
-
-struct Serving(Child);
-
-impl Serving {
-    fn end(mut self) -> Option<i32> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < until, "the service did not end");
-            pause();
-        }
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "no runtime here")]
-fn pause() {
-    std::thread::sleep(Duration::from_millis(20));
-}
+use place::{PROGRAM, Place};
 
 /// Nothing may be left in the folder that a half-made start would leave.
 fn nothing_serves(state: &Path) {
@@ -223,6 +136,53 @@ fn check_looks_into_the_certificate_and_at_the_links_host() {
     assert_eq!(code, Some(2));
     let told = "link.url: no certificate can be made for link host \"glide..example\"";
     assert!(err.contains(told), "{err}");
+}
+
+#[test]
+fn a_database_that_lets_nobody_in_is_told_by_check_and_at_the_start_without_its_password() {
+    let cluster = Cluster::start(&[]);
+    cluster.make("glide", "the-r1ght-one");
+    let place = Place::new();
+    place.write("store.url_file = \"store.url\"\n");
+    let written = |text: &str| {
+        fs::write(place.path("store.url"), text).unwrap();
+        fs::set_permissions(place.path("store.url"), fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let refused = |command: &str, code: i32, words: &str| {
+        let (ended, out, err) = place.run(&[command]);
+        assert_eq!(ended, Some(code), "{out}{err}");
+        assert!(err.contains(words), "{words}\nis not in\n{err}");
+        assert_eq!(
+            (err.lines().count(), err.contains("s3cret") || out.contains("s3cret")),
+            (1, false),
+            "{err}"
+        );
+    };
+    written("postgresql://glide:s3cret@/glide");
+    refused("check", 2, "store.url_file: must be a URL like postgresql://USER:PASSWORD@HOST/DATABASE");
+    written(&cluster.url("glide:s3cret", "glide"));
+    let why = "the server refuses its user or password (password authentication failed for user \"glide\")";
+    refused("check", 2, &format!("store.url_file: {why}"));
+    refused("serve", 1, &format!("the database could not be opened: {why}"));
+    written(&cluster.url("glide:the-r1ght-one", "glide"));
+    assert_eq!(place.run(&["check"]).0, Some(0));
+    assert_eq!(
+        cluster.sql("glide", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").trim(),
+        "0"
+    );
+    let serving = place.serve();
+    assert_eq!(place.run(&["check"]).0, Some(0), "a check beside a running service");
+    // What looks into it from beside: doctor and run.
+    let (code, out, err) = place.run(&["doctor", "--json"]);
+    assert!(code.is_some_and(|code| code < 3) && err.is_empty(), "{code:?} {err}");
+    let found: Vec<Value> = serde_json::from_str(&out).unwrap();
+    assert!(found.iter().all(|one| !one["about"].as_str().unwrap().starts_with("store")), "{out}");
+    let (code, _, err) = place.run(&["run", "01M8A8Z4N6"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("01M8A8Z4N6") && !err.contains("function"), "{err}");
+    assert_eq!(serving.end(), Some(0));
+    assert!(!place.path("state/glidepath.db").exists());
+    nothing_serves(&place.path("state"));
 }
 
 #[test]

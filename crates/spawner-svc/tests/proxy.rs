@@ -4,6 +4,8 @@
 
 #[path = "proxy/house.rs"]
 mod house;
+#[path = "proxy/recorder.rs"]
+mod recorder;
 #[path = "proxy/server.rs"]
 mod server;
 
@@ -13,9 +15,17 @@ mod cuts;
 mod edges;
 #[path = "proxy/failures.rs"]
 mod failures;
+#[path = "proxy/hostile_server.rs"]
+mod hostile_server;
 #[path = "proxy/hub_calls.rs"]
 mod hub_calls;
+#[path = "proxy/hub_tricks.rs"]
+mod hub_tricks;
 #[path = "proxy/knocking.rs"]
 mod knocking;
+#[path = "proxy/noted.rs"]
+mod noted;
 #[path = "proxy/passing.rs"]
 mod passing;
+#[path = "proxy/smuggling.rs"]
+mod smuggling;

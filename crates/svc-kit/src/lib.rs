@@ -6,16 +6,20 @@
 //! tasks, shutdown  every task has a name, an owner and an end
 //! telemetry        logs as text or JSON
 //! files, listen    private files, one lock per state folder, ports
+//! kept             listeners that stay open while the service is started again
+//! seats            places for connections, which those without a request give up
 //! crash            where tests kill the service; nothing in a normal build
 //! ```
 
 pub mod auth;
 pub mod crash;
 pub mod files;
+pub mod kept;
 pub mod listen;
 pub mod problem;
 pub mod problems;
 pub mod read;
+pub mod seats;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;

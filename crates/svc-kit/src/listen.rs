@@ -8,15 +8,16 @@ use std::time::Duration;
 use axum::Router;
 use axum::serve::Listener;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::files::in_words;
+use crate::seats::{Seat, Seats, UnderWay};
 
 /// Reads `127.0.0.1:8000` or `[::1]:8000`; port 0 takes a free one.
 pub fn parse(raw: &str) -> Result<SocketAddr, &'static str> {
@@ -33,7 +34,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 /// What one listener allows.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Connections at a time; the others wait at the door.
+    /// Connections at a time; beyond that the one that has waited longest without a request is closed for the next.
     pub connections: usize,
     /// A request's head must arrive within this time, and an idle connection is closed after it.
     pub head_wait: Duration,
@@ -43,20 +44,21 @@ pub struct Bounds {
 
 /// Serves HTTP/1.1 until told to stop; then lets requests under way end, for a bounded time.
 pub async fn serve(mut listener: TcpListener, routes: Router, bounds: Bounds, stop: CancellationToken) {
-    let seats = Arc::new(Semaphore::new(bounds.connections));
+    let seats = Seats::new(bounds.connections);
     let mut open = JoinSet::new();
     loop {
         let next = async {
-            let seat = Arc::clone(&seats).acquire_owned().await;
-            (seat, Listener::accept(&mut listener).await.0)
+            let (stream, _) = Listener::accept(&mut listener).await;
+            (stream, seats.take().await)
         };
+        // Nothing else ends the wait: a connection that was taken would be lost with it.
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = open.join_next(), if !open.is_empty() => {}
-            (seat, stream) = next => {
-                open.spawn(connection(stream, routes.clone(), bounds.head_wait, stop.clone(), seat.ok()));
+            (stream, seat) = next => {
+                open.spawn(connection(stream, routes.clone(), bounds.head_wait, stop.clone(), seat));
             }
         }
+        while open.try_join_next().is_some() {}
     }
     drop(listener);
     let ended = async { while open.join_next().await.is_some() {} };
@@ -71,10 +73,17 @@ async fn connection(
     routes: Router,
     head_wait: Duration,
     stop: CancellationToken,
-    _seat: Option<OwnedSemaphorePermit>,
+    seat: Arc<Seat>,
 ) {
     let _ = stream.set_nodelay(true); // slower without, not wrong
-    let service = TowerToHyperService::new(routes);
+    let (routes, asked) = (TowerToHyperService::new(routes), Arc::clone(&seat));
+    let service = service_fn(move |request| {
+        let begun = asked.busy().map(|busy| (routes.call(request), busy));
+        async move {
+            let Some((answer, busy)) = begun else { return std::future::pending().await };
+            answer.await.map(|answer| answer.map(|body| UnderWay::new(body, busy)))
+        }
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_wait)
@@ -82,6 +91,7 @@ async fn connection(
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
+        () = seat.given_up() => return,
         () = stop.cancelled() => {
             served.as_mut().graceful_shutdown();
             served.await
@@ -153,6 +163,37 @@ mod tests {
         let mut next = TcpStream::connect(served.address).await.unwrap();
         ask(&mut next, "/").await;
         assert!(answer(&mut next).await.ends_with("well"));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_says_half_of_a_request_is_closed_after_the_wait() {
+        let served = served(routes(), Bounds { connections: 2, ..BOUNDS }).await;
+        let mut silent = TcpStream::connect(served.address).await.unwrap();
+        silent.write_all(b"GET / HT").await.unwrap();
+        let mut rest = Vec::new();
+        let ended = timeout(PATIENCE, silent.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "it is open for ever");
+    }
+
+    #[tokio::test]
+    async fn many_peers_that_say_half_of_a_request_keep_nobody_out() {
+        let bounds = Bounds { connections: 2, head_wait: PATIENCE * 9, ..BOUNDS };
+        let served = served(routes(), bounds).await;
+        let mut slow = TcpStream::connect(served.address).await.unwrap();
+        ask(&mut slow, "/slow").await;
+        tokio::time::sleep(Duration::from_millis(100)).await; // the request is taken
+        let mut silent = Vec::new();
+        for _ in 0..50 {
+            let mut peer = TcpStream::connect(served.address).await.unwrap();
+            peer.write_all(b"GET / HT").await.unwrap();
+            silent.push(peer);
+        }
+        let mut honest = TcpStream::connect(served.address).await.unwrap();
+        ask(&mut honest, "/").await;
+        assert!(answer(&mut honest).await.ends_with("well"));
+        assert!(answer(&mut slow).await.ends_with("at last"), "a request under way is not sent away");
+        let first = timeout(PATIENCE, silent[0].read_to_end(&mut Vec::new())).await;
+        assert!(first.is_ok(), "the eldest gave its place up");
     }
 
     #[tokio::test]

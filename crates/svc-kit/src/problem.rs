@@ -97,12 +97,23 @@ impl ApiError {
     }
 }
 
+/// What an answer refused, for whoever sends it off and keeps a log: in the response's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The stable word.
+    pub code: &'static str,
+    /// As [`ApiError::in_one_line`].
+    pub line: String,
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let refused = Refused { code: self.code, line: self.in_one_line() };
         let Self { status, code, title, problems, retry_after_s } = self;
         let body = Problem { code: code.to_owned(), title, status: status.as_u16(), problems };
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        response.extensions_mut().insert(refused);
         if let Some(seconds) = retry_after_s {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -1,4 +1,5 @@
-//! The door of the fuzz target: any bytes into the decoder, the handshake and the state machine. Not for use.
+//! The doors of the fuzz targets: any bytes into the decoders, the handshake and the state machine. Each returns when
+//! its input is used up or was refused, and panics only when something is wrong. Not for use.
 
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
@@ -6,18 +7,90 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use crate::proto::Core;
-use crate::proto::frame::CloseKind;
-use crate::proto::handshake::{Hello, decode_challenge, decode_verdict, verify};
+use crate::proto::frame::{self, CloseKind, Frame};
+use crate::proto::handshake::{Hello, Verdict, decode_challenge, decode_verdict, verify};
 use crate::proto::mux::{Limits, Side};
+use crate::proto::world::{Step, World};
+use crate::upgrade::{self, Asked};
 
-/// Feeds `input` to a home end and to an agent end with two lanes each and some streams of their own. Returns when
-/// it is used up or was refused; panics only when something is wrong.
+/// A message: whatever is read of it is written as what is read again.
+pub fn frames(input: &[u8]) {
+    let whole = Bytes::copy_from_slice(input);
+    let mut rest = whole.clone();
+    let mut read: Vec<Frame> = Vec::new();
+    while let Ok(Some(frame)) = frame::next(&mut rest) {
+        read.push(frame);
+    }
+    let mut written = BytesMut::new();
+    read.iter().for_each(|frame| frame.put(&mut written));
+    let mut again = written.freeze();
+    for frame in &read {
+        assert_eq!(frame::next(&mut again).as_ref(), Ok(&Some(frame.clone())));
+    }
+    assert_eq!(frame::next(&mut again), Ok(None));
+
+    if let Ok(hello) = Hello::decode(&whole) {
+        assert!(Hello::decode(&hello.encode()).is_ok_and(|again| again == hello));
+    }
+    match decode_challenge(&whole) {
+        Ok(Ok(challenge)) => assert_eq!(decode_challenge(&challenge.encode()), Ok(Ok(challenge))),
+        Ok(Err(refused)) => assert_eq!(decode_challenge(&refused.encode()), Ok(Err(refused))),
+        Err(_) => {}
+    }
+    match decode_verdict(&whole) {
+        Ok(Verdict::Welcome(welcome)) => {
+            assert_eq!(decode_verdict(&welcome.encode()), Ok(Verdict::Welcome(welcome)));
+        }
+        Ok(Verdict::Refused(refused)) => {
+            assert_eq!(decode_verdict(&refused.encode()), Ok(Verdict::Refused(refused)));
+        }
+        Err(_) => {}
+    }
+    // Whoever has no private key proves nothing.
+    assert_ne!(verify(&[7; 32], &whole, &whole, &whole), Ok(true));
+}
+
+/// The head of a request at the link's door: a link is given for a whole head and for no part of one.
+pub fn upgrade(input: &[u8]) {
+    let input = &input[..input.len().min(2048)];
+    if !matches!(upgrade::parse(input), Some(Asked::Link { .. })) {
+        return;
+    }
+    assert!(input.ends_with(b"\n\r\n") || input.ends_with(b"\n\n"), "a link before its head's end");
+    for end in 0..input.len() {
+        assert_eq!(upgrade::parse(&input[..end]), None, "answered after {end} bytes");
+    }
+}
+
+/// Steps of two honest ends and the lanes between them: in the end every byte has arrived once and in order.
+pub fn resume(input: &[u8]) {
+    let mut world = World::new();
+    for step in input.chunks_exact(4).take(60) {
+        let [kind, which, high, low] = *step else { return };
+        let (side, which) = (usize::from(which >> 7), usize::from(which & 0x7f));
+        let length = u16::from_be_bytes([high, low]);
+        world.take(match kind % 8 {
+            0 => Step::Open(side),
+            1 => Step::Write(side, which, usize::from(length)),
+            2 => Step::Read(side, which, usize::from(length) * 4),
+            3 => Step::Finish(side, which),
+            4 => Step::Release(side, which),
+            5 => Step::Lane(u64::from(length % 200)),
+            6 => {
+                let notice = |delay: u8| (delay != 0).then(|| u64::from(delay) * 12);
+                Step::Cut(which, notice(high), notice(low))
+            }
+            _ => Step::Pass(u64::from(length % 20_000)),
+        });
+    }
+    world.finish_all();
+}
+
+/// What a hostile end may say, to a home end and to an agent end with two lanes each and some streams of their own: the
+/// bounds of what an end holds stand.
 ///
 /// The input is a row of steps: a byte that says what happens, two that say how long the piece after it is.
-pub fn run(input: &[u8]) {
-    let whole = Bytes::copy_from_slice(input);
-    let _ = (Hello::decode(&whole).is_ok(), decode_challenge(&whole).is_ok(), decode_verdict(&whole).is_ok());
-    let _ = verify(&[7; 32], &whole, &whole, &whole).is_ok();
+pub fn protocol(input: &[u8]) {
     for side in [Side::Home, Side::Agent] {
         feed(side, input);
     }
@@ -112,55 +185,31 @@ fn check(core: &Core) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::proto::frame::Frame;
+    use std::path::Path;
 
-    /// The seeds: conversations that are nearly right.
-    fn seeds() -> Vec<(String, Vec<u8>)> {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
-        let mut seeds: Vec<_> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .map(|path| (path.display().to_string(), std::fs::read(&path).unwrap()))
-            .collect();
-        seeds.sort();
-        assert!(seeds.len() >= 5, "the seeds are missing");
-        seeds
+    use glidepath_testkit::corpus::replay;
+
+    use super::*;
+    use crate::proto::handshake::{Challenge, Refused, Welcome};
+
+    #[test]
+    fn a_hostile_end_breaks_nothing_by_what_was_kept_or_by_changes_of_it() {
+        replay("protocol", 30_000, protocol);
     }
 
     #[test]
-    fn the_seeds_and_half_a_hundred_thousand_changes_of_them_break_nothing() {
-        let seeds = seeds();
-        let mut state = 0x2545_f491_4f6c_dd1du64;
-        let mut random = move |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state % below.max(1) as u64) as usize
-        };
-        for (_, seed) in &seeds {
-            run(seed);
-        }
-        for _ in 0..50_000 {
-            let mut input = seeds[random(seeds.len())].1.clone();
-            for _ in 0..1 + random(6) {
-                let at = random(input.len());
-                match random(5) {
-                    0 => input[at] = random(256) as u8,
-                    1 => input[at] ^= 1 << random(8),
-                    2 => input.truncate(at.max(1)),
-                    3 => input.insert(at, random(256) as u8),
-                    _ => {
-                        let other = &seeds[random(seeds.len())].1;
-                        input.splice(at.., other[random(other.len())..].iter().copied());
-                    }
-                }
-                if input.is_empty() {
-                    input.push(0);
-                }
-            }
-            run(&input);
-        }
+    fn every_message_that_was_kept_or_changed_is_written_as_it_was_read() {
+        replay("frames", 50_000, frames);
+    }
+
+    #[test]
+    fn no_part_of_a_head_that_was_kept_or_changed_opens_a_link() {
+        replay("upgrade", 20_000, upgrade);
+    }
+
+    #[test]
+    fn bytes_arrive_once_and_in_order_by_every_history_that_was_kept_or_changed() {
+        replay("resume", 200, resume);
     }
 
     /// Writes the seeds anew. Run it by hand when frames change.
@@ -180,10 +229,10 @@ mod tests {
         };
         let data =
             |stream, offset, text: &'static str| Frame::Data { stream, offset, bytes: Bytes::from(text) };
-        let open = |stream| Frame::Open { stream, purpose: "server".into() };
+        let open_frame = |stream| Frame::Open { stream, purpose: "server".into() };
         let talk = |odd: u64| {
             [
-                step(0, message(&[open(odd), data(odd, 0, "hello")])),
+                step(0, message(&[open_frame(odd), data(odd, 0, "hello")])),
                 step(120, vec![]),
                 step(112, vec![0; 64]),
                 step(107, b"answer".to_vec()),
@@ -227,16 +276,106 @@ mod tests {
             software: "agent/1".into(),
             capabilities: vec!["lanes".into()],
         };
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
-        std::fs::create_dir_all(&folder).unwrap();
-        for (name, seed) in [
-            ("talk-to-home", talk(1)),
-            ("talk-to-agent", talk(0)),
-            ("lanes", lanes),
-            ("ends", ends),
-            ("holes", holes),
-            ("hello", hello.encode().to_vec()),
+        let challenge =
+            Challenge { version: 1, nonce: [9; 32], software: "home/1".into(), capabilities: vec![] };
+        let welcome = Welcome { incarnation: 7, lane: 1, resume_for: Duration::from_secs(60) };
+        let refused = Refused { after: Some(Duration::from_secs(3)), sentence: "not now".into() };
+        let close = Frame::Close { kind: CloseKind::Away, reason: "the service stops".into() };
+        let credit = [Frame::Credit { stream: 2, limit: 1 << 20 }, Frame::Streams { limit: 1 << 40 }, close];
+        let upgrade = "GET /link HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let steps = |steps: &[[u8; 4]]| steps.concat();
+        let (open, lane, pass) = ([0, 0, 0, 0], [5, 0, 0, 20], [7, 0, 1, 0]);
+        for (target, name, seed) in [
+            ("protocol", "talk-to-home", talk(1)),
+            ("protocol", "talk-to-agent", talk(0)),
+            ("protocol", "lanes", lanes),
+            ("protocol", "ends", ends),
+            ("protocol", "holes", holes),
+            ("frames", "hello", hello.encode().to_vec()),
+            ("frames", "challenge", challenge.encode().to_vec()),
+            ("frames", "welcome", welcome.encode().to_vec()),
+            ("frames", "refused", refused.encode().to_vec()),
+            (
+                "frames",
+                "talk",
+                message(&[open_frame(1), data(1, 0, "hello"), Frame::Fin { stream: 1, end: 5 }]),
+            ),
+            ("frames", "control", message(&credit)),
+            ("upgrade", "link", upgrade.into()),
+            ("upgrade", "bare", upgrade.replace("\r\n", "\n").into()),
+            ("upgrade", "query", upgrade.replace("/link", "/link?x").into()),
+            ("upgrade", "plain", "GET / HTTP/1.1\r\nHost: h\r\n\r\n".into()),
+            ("upgrade", "more", format!("{upgrade}x").into()),
+            (
+                "resume",
+                "talk",
+                steps(&[
+                    lane,
+                    open,
+                    pass,
+                    [1, 0, 90, 0],
+                    pass,
+                    [2, 128, 90, 0],
+                    [1, 128, 1, 0],
+                    pass,
+                    [2, 0, 9, 9],
+                ]),
+            ),
+            (
+                "resume",
+                "cut",
+                steps(&[
+                    lane,
+                    open,
+                    [1, 0, 255, 0],
+                    pass,
+                    [6, 0, 9, 0],
+                    [1, 0, 255, 0],
+                    pass,
+                    lane,
+                    pass,
+                    [2, 128, 255, 0],
+                ]),
+            ),
+            (
+                "resume",
+                "lanes",
+                steps(&[
+                    lane,
+                    lane,
+                    open,
+                    [1, 0, 255, 0],
+                    pass,
+                    [6, 1, 0, 9],
+                    [7, 0, 0, 1],
+                    lane,
+                    [2, 128, 9, 0],
+                ]),
+            ),
+            (
+                "resume",
+                "silence",
+                steps(&[lane, open, [1, 0, 90, 0], [6, 0, 0, 0], [7, 0, 60, 0], lane, [3, 0, 0, 0], pass]),
+            ),
+            (
+                "resume",
+                "release",
+                steps(&[
+                    lane,
+                    open,
+                    [1, 0, 90, 0],
+                    pass,
+                    [4, 128, 0, 0],
+                    [6, 0, 1, 1],
+                    [4, 0, 0, 0],
+                    lane,
+                    pass,
+                ]),
+            ),
         ] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+            std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join(name), seed).unwrap();
         }
     }

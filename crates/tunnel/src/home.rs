@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::lane::{LaneGuard, carry, websocket_config};
 use crate::link::{Link, PeerInfo, Session, lock, now};
@@ -85,6 +85,22 @@ pub trait Gate: Send + Sync + 'static {
 
     /// A new link (not a resumed one, not a further lane) is up. Must not block.
     fn linked(&self, admitted: &Admitted, link: Link);
+
+    /// The home end itself sent a dialler away, before or after asking; for the operator's log. Must not block.
+    fn turned_away(&self, peer: SocketAddr, turned: TurnedAway, sentence: &str) {
+        debug!(%peer, ?turned, sentence, "an agent was refused");
+    }
+}
+
+/// Why the home end sends a dialler away without its gate's no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// It did not prove that it holds its key.
+    Proof,
+    /// It speaks another version, or looks for another home.
+    Unfit,
+    /// As many are here as are taken; it may come again.
+    Full,
 }
 
 /// An agent at the door.
@@ -261,6 +277,9 @@ impl Home {
         if place.is_none() || self.leaving.is_cancelled() {
             let header = format!("Retry-After: {}\r\n", self.config.retry_after.as_secs().max(1));
             let sentence = "this home takes no more links at this moment";
+            if place.is_none() {
+                self.gate.turned_away(peer, TurnedAway::Full, sentence);
+            }
             upgrade::refuse(&mut io, "503 Service Unavailable", &header, sentence).await?;
             return Ok(None);
         }
@@ -291,13 +310,14 @@ impl Home {
         let hello = Hello::decode(&raw_hello)?;
         let version = match handshake::choose_version(hello.versions) {
             Ok(version) => version,
-            Err(refused) => return self.refuse(socket, peer, refused).await,
+            Err(refused) => return self.turn_away(socket, peer, TurnedAway::Unfit, refused).await,
         };
         if !self.config.hosts.is_empty()
             && !self.config.hosts.iter().any(|host| hello.home.eq_ignore_ascii_case(host))
         {
             let sentence = "the agent was sent to another home than this one".to_owned();
-            return self.refuse(socket, peer, Refused { after: None, sentence }).await;
+            let refused = Refused { after: None, sentence };
+            return self.turn_away(socket, peer, TurnedAway::Unfit, refused).await;
         }
         let mut nonce = [0; 32];
         SystemRandom::new().fill(&mut nonce).map_err(|_| io::Error::other("the system has no randomness"))?;
@@ -311,9 +331,9 @@ impl Home {
         send(socket, raw_challenge.clone()).await?;
         let proof = timeout(MESSAGE_WITHIN, receive(socket)).await??;
         if !handshake::verify(&hello.key, &raw_hello, &raw_challenge, &proof)? {
-            warn!(%peer, software = hello.software, "an agent could not prove that it holds its key");
             let sentence = "the proof of the key is wrong".to_owned();
-            return self.refuse(socket, peer, Refused { after: None, sentence }).await;
+            let refused = Refused { after: None, sentence };
+            return self.turn_away(socket, peer, TurnedAway::Proof, refused).await;
         }
         let knock = Knock {
             credential: hello.credential.clone(),
@@ -324,17 +344,17 @@ impl Home {
         let admitted = match self.gate.admit(knock).await {
             Ok(admitted) => admitted,
             Err(Refusal::Final { sentence }) => {
-                return self.refuse(socket, peer, Refused { after: None, sentence }).await;
+                return refuse(socket, Refused { after: None, sentence }).await;
             }
             Err(Refusal::Later { sentence, after }) => {
-                return self.refuse(socket, peer, Refused { after: Some(after), sentence }).await;
+                return refuse(socket, Refused { after: Some(after), sentence }).await;
             }
         };
         let about =
             PeerInfo { software: hello.software.clone(), version, capabilities: hello.capabilities.clone() };
         let (welcome, session, fresh) = match self.place(&hello, &admitted, about) {
             Ok(placed) => placed,
-            Err(refused) => return self.refuse(socket, peer, refused).await,
+            Err(refused) => return self.turn_away(socket, peer, TurnedAway::Full, refused).await,
         };
         let lane = LaneGuard::add(session, welcome.lane).ok_or(Failed::Ended)?;
         // Before the welcome: an agent that never hears it comes back to a link that is known.
@@ -397,18 +417,18 @@ impl Home {
         Ok((Welcome { incarnation, lane: 0, resume_for }, link.session(), Some(link)))
     }
 
-    async fn refuse<IO>(
+    async fn turn_away<IO>(
         &self,
         socket: &mut WebSocketStream<IO>,
         peer: SocketAddr,
+        turned: TurnedAway,
         refused: Refused,
     ) -> Result<Act, Failed>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        info!(%peer, for_good = refused.after.is_none(), reason = refused.sentence, "an agent was refused");
-        send(socket, refused.encode()).await?;
-        Ok(Act::Refused)
+        self.gate.turned_away(peer, turned, &refused.sentence);
+        refuse(socket, refused).await
     }
 
     /// Closes links that had no lane for too long, and forgets closed ones.
@@ -446,6 +466,14 @@ impl Drop for Home {
             entry.link.set_closed("home is going away");
         }
     }
+}
+
+async fn refuse<IO>(socket: &mut WebSocketStream<IO>, refused: Refused) -> Result<Act, Failed>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    send(socket, refused.encode()).await?;
+    Ok(Act::Refused)
 }
 
 async fn sweep(home: Weak<Home>) {

@@ -18,6 +18,8 @@ pub(crate) mod send;
 #[cfg(test)]
 mod simulation;
 pub(crate) mod stream;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod world;
 
 use std::collections::BTreeMap;
 use std::task::Context;

@@ -73,7 +73,7 @@ fn bad(status: &'static str, sentence: &'static str) -> Asked {
 }
 
 /// `None` until the head is complete.
-fn parse(raw: &[u8]) -> Option<Asked> {
+pub(crate) fn parse(raw: &[u8]) -> Option<Asked> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(raw) {

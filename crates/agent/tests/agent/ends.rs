@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use glidepath_api_types::agent::{EXIT_SERVER_ENDED, EndCause, Phase};
+use glidepath_api_types::agent::{EXIT_SERVER_ENDED, EXIT_WALLTIME, EndCause, Phase};
 use glidepath_testkit::wait::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -194,7 +194,7 @@ async fn a_home_on_a_disk_that_does_not_answer_keeps_no_server_alive() {
     order.walltime_s = 2;
     control.launch(order).await;
     assert_eq!(control.ended().await.0.cause, EndCause::Walltime);
-    assert_eq!(job.exit().await, EXIT_SERVER_ENDED);
+    assert_eq!(job.exit().await, EXIT_WALLTIME);
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn the_walltime_ends_the_server_kindly_after_a_warning() {
         "# This server ends soon",
     ];
     assert!(told.iter().all(|text| lines.contains(text)), "{lines}");
-    assert_eq!(job.exit().await, 0);
+    assert_eq!(job.exit().await, EXIT_WALLTIME);
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use glidepath_api_types::agent::{
-    DialFile, FromAgent, LaunchOrder, ListenOn, PURPOSE_CONTROL, PURPOSE_HUB_API, PURPOSE_SERVER, Phase,
-    Report, ServerEnd, ToAgent, Trust,
+    DialFile, FromAgent, LaunchOrder, Limits, ListenOn, PURPOSE_CONTROL, PURPOSE_HUB_API, PURPOSE_SERVER,
+    Phase, Report, ServerEnd, ToAgent, Trust,
 };
 use glidepath_testkit::wait::until_some;
 use glidepath_tunnel::home::{Admitted, Gate, HomeConfig, HomeEnd, Knock, Refusal};
@@ -387,6 +387,7 @@ pub(crate) fn order(argv: &[&str]) -> LaunchOrder {
         working_dir: None,
         grace_s: 5,
         walltime_s: 3600,
+        limits: Limits::default(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use glidepath_api_types::agent::{HUB_API_STREAMS_MAX, Phase};
+use glidepath_testkit::readers::{STRICT, loose, read};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -72,6 +73,47 @@ async fn connect_and_upgrade_are_refused() {
         house.path
     );
     assert!(house.server_asks(&upgrade).await.starts_with("HTTP/1.1 405"));
+    house.nothing_went_home().await;
+}
+
+/// A child that knows the prefix says one call in two ways: home gets one, or none.
+#[tokio::test]
+async fn no_framing_hides_a_second_call() {
+    let house = House::open().await;
+    let evil = "GET /jhub/hub/home HTTP/1.1\r\nHost: h\r\n\r\n";
+    let chunks = format!("{:x}\r\n{evil}\r\n0\r\n\r\n", evil.len());
+    let head = format!("POST {} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n", house.path);
+    for (lines, body) in [
+        (format!("Content-Length: {}", evil.len()), evil),
+        ("Transfer-Encoding: chunked".into(), &chunks),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 0".into(), &chunks),
+        ("Content-Length: 0\r\nTransfer-Encoding: chunked".into(), &chunks),
+    ] {
+        let request = format!("{head}{lines}\r\n\r\n{body}");
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let (seen, answer) = tokio::join!(house.home_answers(answer, evil), house.server_asks(&request));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{lines}: {answer}");
+        for rules in loose().chain([STRICT]) {
+            let reading = read(seen.as_bytes(), rules);
+            assert_eq!(
+                (reading.requests.len(), reading.refused),
+                (1, None),
+                "{lines}: {rules:?} of {seen:?}"
+            );
+        }
+    }
+    let empty_and_evil = format!("0\r\n\r\n{evil}");
+    for lines in [
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding : chunked",
+        "Content-Length: 0\r\nContent-Length: 40",
+        "Content-Length: +40",
+        "X: y\r\n Content-Length: 40",
+        "X: y\rTransfer-Encoding: chunked",
+    ] {
+        let answer = house.server_asks(&format!("{head}{lines}\r\n\r\n{empty_and_evil}")).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{lines}: {answer}");
+    }
     house.nothing_went_home().await;
 }
 

@@ -7,4 +7,5 @@ mod homes;
 mod house;
 mod hub;
 mod launch;
+mod limits;
 mod real;

@@ -1,16 +1,33 @@
-//! Moments at which a test lets the service "be killed". Costs nothing and does nothing without the feature `contract`.
+//! Moments at which a test lets the service "be killed": as an error that ends all further acts, for the contract, or by
+//! SIGKILL, for tests of the whole service. Costs nothing and does nothing without the features `contract` and
+//! `crash-points`.
 
 use glidepath_domain::backend::BackendError;
 
 /// A moment between what is written and what is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
+    /// The job is whole, but not at its place yet.
+    BeforeIntent,
     /// The job is on the disk; nothing was started.
     AfterIntent,
     /// The start is on the disk; no process was made.
     AfterClaim,
     /// The process was made; its number is nowhere.
     AfterSpawn,
+}
+
+impl Moment {
+    /// The process ends here when a test asked for it.
+    fn is_a_crash_point(self) {
+        #[cfg(feature = "crash-points")]
+        fail::fail_point!(match self {
+            Self::BeforeIntent => "process.intent.before",
+            Self::AfterIntent => "process.intent.after",
+            Self::AfterClaim => "process.claim.after",
+            Self::AfterSpawn => "process.spawn.after",
+        });
+    }
 }
 
 /// Where the backend is to stop, if anywhere.
@@ -28,6 +45,7 @@ impl Failpoint {
 
     /// `Err` once the moment has come, and ever after.
     pub(crate) fn passes(&self, moment: Moment) -> Result<(), BackendError> {
+        moment.is_a_crash_point();
         let mut at = self.at();
         at.1 |= at.0 == Some(moment);
         drop(at);
@@ -46,7 +64,8 @@ impl Failpoint {
 #[cfg(not(feature = "contract"))]
 #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same calls as with the feature")]
 impl Failpoint {
-    pub(crate) fn passes(&self, _moment: Moment) -> Result<(), BackendError> {
+    pub(crate) fn passes(&self, moment: Moment) -> Result<(), BackendError> {
+        moment.is_a_crash_point();
         Ok(())
     }
 

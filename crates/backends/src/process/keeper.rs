@@ -86,6 +86,7 @@ impl Keeper {
             in_hand.home = self.config.homes.removable(&spec.label.key).ok();
         }
         let prepared = prepare(spec, &self.config, &self.root, &self.book);
+        self.failpoint.passes(super::Moment::BeforeIntent)?;
         let mut turn = self.turn()?;
         let cancelled = turn.let_go(attempt);
         let prepared = prepared?;

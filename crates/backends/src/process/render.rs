@@ -118,11 +118,14 @@ fn environment(record: &Record, around: &Around<'_>) -> BTreeMap<String, OsStrin
 pub(crate) mod tests {
     use super::super::accounts::Account;
     use super::super::config::{Given, check};
+    use super::super::homes::{HomeTemplate, slug};
     use super::super::record::Phase;
     use super::*;
     use glidepath_domain::names::{Attempt, HubName, RunId, ServerKey, ServerName, UserName};
     use glidepath_domain::resources::{Gpus, Resources};
     use glidepath_domain::site::Reach;
+    use std::collections::BTreeSet;
+    use std::path::Component;
 
     pub(crate) fn record() -> Record {
         let run = RunId::parse("01ARZ3NDEKTSV4RRFFQ69G5FAV").unwrap();
@@ -229,5 +232,44 @@ pub(crate) mod tests {
         let found: Vec<(&str, &str)> =
             environment.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         assert_eq!(found, expected);
+    }
+
+    /// What attackers write, as names: the same table that the end-to-end tests send through the API.
+    fn payloads() -> Vec<String> {
+        let table: Vec<serde_json::Value> =
+            serde_json::from_str(include_str!("../../../../tests/payloads.json")).unwrap();
+        assert!(table.len() >= 47, "{}", table.len());
+        table.iter().map(|row| row["text"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_name_is_one_word_of_the_command_one_value_and_one_folder_or_no_name() {
+        let homes = HomeTemplate::parse("/homes/{hub}/{user}").unwrap();
+        let plain = record();
+        let (mut taken, mut refused) = (BTreeSet::new(), 0);
+        for text in payloads() {
+            let (Ok(user), Ok(server)) = (UserName::parse(&text), ServerName::parse(&text)) else {
+                assert!(text.chars().any(|c| c.is_control() || c == '/') || text.len() > 255, "{text:?}");
+                refused += 1;
+                continue;
+            };
+            let key = ServerKey { hub: plain.key.hub.clone(), user, server };
+            let home = homes.render(&key, &plain.account).unwrap();
+            let below = home.strip_prefix("/homes/main").unwrap();
+            assert!(matches!(below.components().collect::<Vec<_>>()[..], [Component::Normal(_)]), "{home:?}");
+            let account = Account { name: slug(key.user.as_str()), ..plain.account.clone() };
+            let record = Record { key: key.clone(), home: home.clone(), account, ..plain.clone() };
+            let launch = rendered(&record, &config(), &[]);
+            let usual = rendered(&plain, &config(), &[]);
+            let differing = launch.arguments.iter().zip(&usual.arguments).filter(|(a, b)| a != b);
+            assert_eq!(launch.arguments.len(), usual.arguments.len());
+            assert!(differing.map(|(word, _)| Path::new(word)).all(|word| word == home), "{launch:?}");
+            let told = launch.environment[procs::KEY].to_str().unwrap();
+            assert_eq!(ServerKey::parse_full(told).unwrap(), key);
+            let word = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            assert!(told.chars().all(word) && launch.environment["USER"].to_str().unwrap().chars().all(word));
+            assert!(taken.insert(home), "two names, one home: {text:?}");
+        }
+        assert!(taken.len() > 30 && refused > 15, "{} {refused}", taken.len());
     }
 }

@@ -40,31 +40,32 @@ pub(crate) fn prepare(
     let home = config.homes.render(&spec.label.key, &account)?;
     homes::ensure(&config.homes, &home, &account)?;
     let folder = root.staging(spec.label.attempt);
-    let (socket_dir, outer) = match root.inner_socket_dir(spec.label.attempt) {
-        Some(inner) => (inner, None),
-        None => {
-            let made = outer_socket_dir(&account).map_err(|why| refused("the socket's folder", &why))?;
-            (made.clone(), Some(made))
-        }
-    };
-    if let Err(why) = fill(spec, &folder, &account, outer.is_none()) {
-        discard(&folder, outer.as_deref());
-        return Err(refused("the job's folder", &why));
-    }
+    let inner = root.inner_socket_dir(spec.label.attempt);
+    let outer = inner.is_none().then(|| outer_socket_dir(&account));
     let record = Record {
         key: spec.label.key.clone(),
         attempt: spec.label.attempt,
         seq: 0,
         submitted_ms: now_ms(),
+        socket_dir: inner.or_else(|| outer.clone()).unwrap_or_default(),
         account,
         home,
-        socket_dir,
         agent: root.agent.clone(),
         resources: spec.resources.clone(),
         grace_s: spec.grace_s,
         phase: Phase::Queued,
         cancel: None,
     };
+    // The record comes before what lies elsewhere: a service that is killed here leaves nothing that nobody knows of.
+    let made = fill(spec, &folder, &record.account, outer.is_none()).and_then(|()| record.write(&folder));
+    if let Err(why) = made {
+        discard(&folder, None);
+        return Err(refused("the job's folder", &why));
+    }
+    if let Some(Err(why)) = outer.as_deref().map(|outer| make_outer(outer, &record.account)) {
+        discard(&folder, None);
+        return Err(refused("the socket's folder", &why));
+    }
     Ok(Prepared { record, folder, outer })
 }
 
@@ -109,12 +110,16 @@ fn fill(spec: &JobSpec, folder: &Path, account: &Account, inner_socket: bool) ->
     files::sync_folder(&own)
 }
 
-/// A fresh folder with a short path, for a job whose own path is too long for a socket.
-fn outer_socket_dir(account: &Account) -> io::Result<PathBuf> {
+/// A short path for the socket's folder of a job whose own path is too long for one; nobody can guess it.
+fn outer_socket_dir(account: &Account) -> PathBuf {
     let parent = if account.switch { "/run" } else { "/tmp" };
-    let made = nix::unistd::mkdtemp(&Path::new(parent).join("glidepath-XXXXXX"))?;
-    files::give(&made, account).inspect_err(|_| discard(&made, None))?;
-    Ok(made)
+    Path::new(parent).join(format!("glidepath-{}", files::random_hex::<8>()))
+}
+
+/// Makes it, and leaves nothing when that fails. One that is there already is somebody else's.
+fn make_outer(outer: &Path, account: &Account) -> io::Result<()> {
+    files::make_folder(outer, 0o700)?;
+    files::give(outer, account).inspect_err(|_| discard(outer, None))
 }
 
 fn discard(folder: &Path, socket_dir: Option<&Path>) {

@@ -4,16 +4,17 @@
 //! followed, no path below the folder is resolved again, and a nest of folders of any depth costs a few descriptors
 //! and no stack: what lies deeper than one level is moved up before it is removed.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 
 use super::files;
 
@@ -22,7 +23,7 @@ const WITHIN: Duration = Duration::from_secs(600);
 
 /// Removes a folder with all that is in it; what a link points to stays. Succeeds when there is none.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    let top = match open(path, FOLDER, Mode::empty()) {
+    let top = match entered(AT_FDCWD, path) {
         Ok(top) => top,
         Err(Errno::ENOENT) => return Ok(()),
         Err(Errno::ENOTDIR | Errno::ELOOP) => return files::remove_file(path),
@@ -35,6 +36,28 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 /// A link in place of the folder is an error, not a way.
 const FOLDER: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Opens a folder, whatever its mode.
+fn entered(at: impl AsFd, name: &Path) -> nix::Result<OwnedFd> {
+    open_up(&at, name)?;
+    openat(at, name, FOLDER, Mode::empty())
+}
+
+/// Lets the owner into a folder that a job shut, and change what is in it. Root needs no leave; a service without privilege
+/// has the account of its jobs. The folder is named by a descriptor: a link in its place is not followed.
+fn open_up(at: impl AsFd, name: &Path) -> nix::Result<()> {
+    if Uid::effective().is_root() {
+        return Ok(());
+    }
+    let folder = match openat(at, name, FOLDER.union(OFlag::O_PATH), Mode::empty()) {
+        Ok(folder) => folder,
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()), // none: what comes next tells
+        Err(why) => return Err(why),
+    };
+    let itself = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    fs::set_permissions(itself, Permissions::from_mode(0o700))
+        .map_err(|why| why.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+}
 
 /// Each round takes one level off every folder in `top`, until a round finds nothing.
 fn empty(top: &OwnedFd) -> io::Result<()> {
@@ -63,7 +86,7 @@ fn empty(top: &OwnedFd) -> io::Result<()> {
 
 /// Removes the files of one folder of `top`, moves its folders up into `top`, and removes it.
 fn take_level_off(top: &OwnedFd, name: &Path, up: &mut MovedUp) -> io::Result<()> {
-    let folder = match openat(top, name, FOLDER, Mode::empty()) {
+    let folder = match entered(top, name) {
         Ok(folder) => folder,
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(()), // changed meanwhile: the next round looks again
         Err(why) => return Err(why.into()),
@@ -74,6 +97,7 @@ fn take_level_off(top: &OwnedFd, name: &Path, up: &mut MovedUp) -> io::Result<()
         if !entry.file_type()?.is_dir() {
             absent_is_well(unlinkat(&folder, name.as_os_str(), UnlinkatFlags::NoRemoveDir))?;
         } else if !removed_empty(&folder, Path::new(&name))? {
+            open_up(&folder, Path::new(&name))?;
             absent_is_well(renameat(&folder, name.as_os_str(), top, up.next().as_str()))?;
         }
     }
@@ -117,6 +141,7 @@ fn absent_is_well(done: nix::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::open;
     use std::os::unix::fs::symlink;
 
     /// More levels than the stack of a thread has room for.

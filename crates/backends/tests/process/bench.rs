@@ -26,7 +26,7 @@ pub(crate) struct ProcessBench {
     backend: Option<Arc<ProcessBackend>>,
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails that way")]
 
 mod bench;
+mod hostile;
 mod own;
 mod real;
 

@@ -88,6 +88,27 @@ def child(home, deaf, own_way):
     os._exit(0)
 
 
+def mask(home):
+    """Becomes something that looks like a thread of the kernel, without parent and label, and ends its agent when the
+    test says so: it would be found and ended before it was seen."""
+    agent = os.getpid()
+    if os.fork():
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    note(home, "pids", os.getpid())
+    code = f"""
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while not os.path.exists({os.path.join(home, "strike")!r}):
+    time.sleep(0.01)
+os.kill({agent}, signal.SIGKILL)
+time.sleep(600)
+"""
+    os.execve(sys.executable, ["[kworker/0:1]", "-ISc", code], {})
+
+
 def take(megabytes):
     memory = bytearray(megabytes * 1024 * 1024)
     memory[::4096] = b"x" * len(memory[::4096])
@@ -111,6 +132,10 @@ def run(words):
         sys.exit(int(manner.split()[1]))
     if manner == "bomb":
         bomb()
+    if manner == "masked":
+        note(home, "agent", os.getpid())
+        mask(home)
+        time.sleep(600)
     server = socket.socket(socket.AF_UNIX)
     server.bind(given["--socket-dir"] + "/server.sock")
     server.listen()

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::names::{HubName, ServerKey, ServerName, UserName};
+use crate::policy::{Patience, Policy as TimePolicy};
 use crate::resources::Resources;
 use crate::site::{Home, Limits, Reach};
 
@@ -81,6 +82,7 @@ fn every_filter_speaks_the_users_words() {
         walltime_min: Some(90),
         servers_per_user: Some(1),
         servers: Some(50),
+        policies: vec![],
     };
     tight.access = Access::Groups(vec!["staff".into(), "gpu".into(), "ops".into()]);
     let candidate = Candidate { servers_of_user: 1, ..at(tight, Snapshot { servers: 50, ..well() }) };
@@ -94,6 +96,31 @@ fn every_filter_speaks_the_users_words() {
          Servers there live at most 90 minutes; you ask for 2 days. \
          You have 1 server there, and one user may have 1. Is full: it takes 50 servers at a time."
     );
+}
+
+#[test]
+fn what_a_policy_grants_is_told_and_refused_by_whose_it_is() {
+    let mut bounded = site("bounded");
+    let hour = Some(Patience::Seconds(3600));
+    bounded.limits.policies = vec![
+        TimePolicy { walltime_min: Some(240), idle: hour, ..TimePolicy::default() },
+        TimePolicy { groups: vec!["staff".into()], walltime_min: Some(1440), ..TimePolicy::default() },
+    ];
+    let mut asked = request();
+    let refused = |asked: &SpawnRequest| said(asked, at(bounded.clone(), well()));
+    assert_eq!(
+        refused(&asked),
+        (false, "Servers there live at most 4 hours; you ask for 8 hours.".to_owned())
+    );
+    asked.groups = vec!["staff".into()];
+    let (fits, sentence) = refused(&asked);
+    assert!(
+        fits && sentence
+            .ends_with("A server ends after 1 hour in which no kernel, terminal or notebook is active.")
+    );
+    asked.resources.walltime_min = 2880;
+    let (_, sentence) = refused(&asked);
+    assert_eq!(sentence, "Servers there live at most 24 hours (for members of staff); you ask for 2 days.");
 }
 
 #[test]
@@ -233,6 +260,7 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
                 walltime_min,
                 servers_per_user: servers,
                 servers,
+                policies: vec![],
             });
     let rest = (prop::collection::vec(gpu, 0..3), access, limits, any::<i32>(), 0..5_u32);
     ("[a-z]{1,3}", prop::option::of(snapshot), rest).prop_map(

@@ -20,6 +20,9 @@ const AGENT_TICKET_REFUSED: i32 = 77;
 const AGENT_CANNOT_START: i32 = 78;
 const AGENT_NEVER_HOME: i32 = 79;
 const AGENT_HOME_ABSENT: i32 = 80;
+const AGENT_WALLTIME: i32 = 81;
+const AGENT_IDLE: i32 = 82;
+const AGENT_UNATTENDED: i32 = 83;
 
 /// What a state's rule came to.
 enum Next {
@@ -145,16 +148,16 @@ impl Run {
     }
 
     fn starting(&mut self, now: Moment, deadlines: &Deadlines, out: &mut Vec<Effect>) -> Next {
-        let clock = self.clock;
+        let (clock, walltime_s) = (self.clock, self.walltime_s);
         let Some(attempt) = self.tries.last_mut() else { return Next::Go(State::Placed) };
         if let Some(Phase::Ended(end)) = &attempt.now.phase {
-            let ended = attempt.server_ended(end, None, now);
+            let ended = attempt.server_ended(end, None, walltime_s, now);
             // A command that is not there at all is the site's failure; one that ran and ended is its user's matter.
             let sites_fault = end.cause == EndCause::CannotStart;
             return if sites_fault { Next::Fail(ended) } else { Next::Finish(ended) };
         }
         if let Some(end) = attempt.is_lost(now, deadlines) {
-            return Next::Fail(attempt.lost(end.as_ref(), now));
+            return Next::Fail(attempt.lost(end.as_ref(), walltime_s, now));
         }
         if matches!(attempt.now.answer, Some(Answer::Status(status)) if status < 500) {
             out.push(Effect::SiteDidWell(attempt.number));
@@ -180,16 +183,16 @@ impl Run {
     }
 
     fn ready(&mut self, now: Moment, deadlines: &Deadlines, out: &mut Vec<Effect>) -> Next {
-        let lived_out = self.walltime_end(deadlines);
+        let (lived_out, walltime_s) = (self.walltime_end(deadlines), self.walltime_s);
         let Some(attempt) = self.tries.last_mut() else { return Next::Go(State::Placed) };
         if let Some(Phase::Ended(end)) = &attempt.now.phase {
-            return Next::Finish(attempt.server_ended(end, None, now));
+            return Next::Finish(attempt.server_ended(end, None, walltime_s, now));
         }
         if let Some(end) = attempt.is_lost(now, deadlines) {
-            return Next::Finish(attempt.lost(end.as_ref(), now));
+            return Next::Finish(attempt.lost(end.as_ref(), walltime_s, now));
         }
         if now >= lived_out {
-            let why = "it lived as long as it was granted".to_owned();
+            let why = words::walltime(walltime_s);
             self.stop = Some(Stop { reason: EndReason::Walltime, why, now: false, at: now });
             return Next::Go(State::Stopping);
         }
@@ -199,17 +202,17 @@ impl Run {
 
     fn stopping(&mut self, now: Moment, deadlines: &Deadlines, out: &mut Vec<Effect>) -> Next {
         let Some(stop) = self.stop.clone() else { return Next::Stay };
-        let clock = self.clock;
+        let (clock, walltime_s) = (self.clock, self.walltime_s);
         let Some(attempt) = self.tries.last_mut() else {
             return Next::Finish(plain_end(stop.reason, words::stopped(&stop), now));
         };
         let given_up = clock.after(deadlines.grace * 3 + deadlines.doubt);
         let submit_waits = attempt.now.submitting && attempt.submit != Submit::Done;
         if attempt.fenced || (attempt.submit.made_nothing() && !submit_waits) {
-            return Next::Finish(attempt.stopped(&stop, now));
+            return Next::Finish(attempt.stopped(&stop, walltime_s, now));
         }
         if matches!(attempt.job, Job::Gone { .. }) || now >= given_up {
-            return Next::Finish(attempt.stopped(&stop, now));
+            return Next::Finish(attempt.stopped(&stop, walltime_s, now));
         }
         if submit_waits {
             return Next::Stay;
@@ -258,7 +261,6 @@ impl Run {
 
     /// The site failed, or was full: fences the attempt, then the next site or the end.
     fn fail(&mut self, mut end: End, now: Moment, out: &mut Vec<Effect>) {
-        self.launched_at = None;
         if let Some(attempt) = self.tries.last_mut() {
             attempt.fenced = true;
             attempt.trouble = Some(end.message.clone());
@@ -435,12 +437,15 @@ impl Try {
     }
 
     /// How a run ends whose job went after its agent had been home, without a last report.
-    fn lost(&self, end: Option<&JobEnd>, now: Moment) -> End {
+    fn lost(&self, end: Option<&JobEnd>, walltime_s: u64, now: Moment) -> End {
         let title = &self.at.title;
         let code = end.and_then(|end| end.exit_code);
         let signal = end.and_then(|end| end.signal);
         let (reason, sentence) = match code {
             Some(AGENT_HOME_ABSENT) => (EndReason::HomeAbsent, words::home_absent(title)),
+            Some(AGENT_WALLTIME) => (EndReason::Walltime, words::walltime(walltime_s)),
+            Some(AGENT_IDLE) => (EndReason::Idle, words::idle(&self.at)),
+            Some(AGENT_UNATTENDED) => (EndReason::Unattended, words::unattended(&self.at)),
             Some(AGENT_SERVER_ENDED) => (EndReason::Exited, format!("the server at {title} ended")),
             Some(AGENT_CANNOT_START) => {
                 (EndReason::Exited, format!("the server could not be started at {title}"))
@@ -456,12 +461,15 @@ impl Try {
     }
 
     /// How a run ends whose agent reported the server's end.
-    fn server_ended(&self, end: &ServerEnd, stop: Option<&Stop>, now: Moment) -> End {
+    fn server_ended(&self, end: &ServerEnd, stop: Option<&Stop>, walltime_s: u64, now: Moment) -> End {
         let title = &self.at.title;
         let why = end.why.clone().unwrap_or_default();
         let (reason, sentence) = match (stop, end.cause) {
+            // Its agent ended it before it heard of the stop: that is how it ended, whoever asked for what meanwhile.
+            (_, EndCause::Walltime) => (EndReason::Walltime, words::walltime(walltime_s)),
+            (_, EndCause::Idle) => (EndReason::Idle, words::idle(&self.at)),
+            (_, EndCause::Unattended) => (EndReason::Unattended, words::unattended(&self.at)),
             (Some(stop), _) => (stop.reason, words::stopped(stop)),
-            (None, EndCause::Walltime) => (EndReason::Walltime, words::walltime()),
             (None, EndCause::HomeAbsent) => (EndReason::HomeAbsent, words::home_absent(title)),
             (None, EndCause::Asked) => {
                 (EndReason::Killed, words::join(&format!("{title} ended the server's job"), &why))
@@ -479,9 +487,9 @@ impl Try {
     }
 
     /// How a run ends that was told to.
-    fn stopped(&self, stop: &Stop, now: Moment) -> End {
+    fn stopped(&self, stop: &Stop, walltime_s: u64, now: Moment) -> End {
         match &self.now.phase {
-            Some(Phase::Ended(end)) => self.server_ended(end, Some(stop), now),
+            Some(Phase::Ended(end)) => self.server_ended(end, Some(stop), walltime_s, now),
             _ => self.with_lines(plain_end(stop.reason, words::stopped(stop), now)),
         }
     }

@@ -83,6 +83,10 @@ pub enum EndReason {
     AgentLost,
     /// It lived as long as it was granted.
     Walltime,
+    /// Nothing in it was active for longer than its site bears.
+    Idle,
+    /// A kernel computed for longer than its site bears with nobody connected.
+    Unattended,
     /// The site refused it, or its ticket was refused.
     Refused,
     /// Its agent could not reach home for too long and ended it.
@@ -104,6 +108,8 @@ impl EndReason {
             Self::StartDeadline => "start_deadline",
             Self::AgentLost => "agent_lost",
             Self::Walltime => "walltime",
+            Self::Idle => "idle",
+            Self::Unattended => "unattended",
             Self::Refused => "refused",
             Self::HomeAbsent => "home_absent",
         }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Deadlines, Job, Life, LinkNow, Moment, Phase, Run, State, Stop, Submit};
+use super::{Choice, Deadlines, Job, Life, LinkNow, Moment, Phase, Run, State, Stop, Submit};
+use crate::policy::{self, Bound};
 use crate::run::{Answer, Try};
 
 /// Longest sentence, in characters.
@@ -164,8 +165,26 @@ pub(super) fn start_deadline(deadlines: &Deadlines, last: &str) -> String {
     format!("the server did not become ready within {}: {last}", span(deadlines.starting.as_secs()))
 }
 
-pub(super) fn walltime() -> String {
-    "the server lived as long as it was granted".to_owned()
+pub(super) fn walltime(walltime_s: u64) -> String {
+    format!("the server lived for the {} it was granted", policy::span(walltime_s))
+}
+
+pub(super) fn idle(at: &Choice) -> String {
+    let (span, whose) = limit(at.granted.idle_s.as_ref(), &at.title);
+    format!("no kernel, terminal or notebook of the server was active for {span}{whose}")
+}
+
+pub(super) fn unattended(at: &Choice) -> String {
+    let (span, whose) = limit(at.granted.unattended_s.as_ref(), &at.title);
+    format!("a kernel of the server computed for {span} with nobody connected{whose}")
+}
+
+/// How long, and whose limit that is.
+fn limit(bound: Option<&Bound<u64>>, title: &str) -> (String, String) {
+    match bound {
+        Some(bound) => (policy::span(bound.most), format!(", the limit of {title}{}", bound.whose())),
+        None => ("too long".to_owned(), String::new()),
+    }
 }
 
 pub(super) fn home_absent(title: &str) -> String {

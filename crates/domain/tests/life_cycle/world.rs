@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use glidepath_domain::backend::{CancelHow, JobEnd, JobState};
 use glidepath_domain::names::{RunId, SiteName};
+use glidepath_domain::policy::Granted;
 use glidepath_domain::run::{
     Choice, Deadlines, Effect, EndCause, EndReason, Event, Job, Moment, Phase, Run, ServerEnd, State,
 };
@@ -859,7 +860,8 @@ fn is_of_submit(event: &Event) -> bool {
 }
 
 fn choice(site: &str) -> Choice {
-    Choice { site: SiteName::parse(site).expect("a name"), title: site.to_uppercase() }
+    let granted = Granted::default();
+    Choice { site: SiteName::parse(site).expect("a name"), title: site.to_uppercase(), granted }
 }
 
 fn ended(cause: Ended) -> Phase {

@@ -1,14 +1,16 @@
 //! All listeners at once, and the ports that stay the same over restarts.
 //!
 //! Hubs keep the relay's address and agents that of the link: where the config leaves the choice (port 0), the port of
-//! the first start is kept in `<state_dir>/ports.json` and taken again.
+//! the first start is kept in `<state_dir>/ports.json` and taken again. A listener that outlived the last process is taken as
+//! it is, with whoever waits in its queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::anyhow;
 use glidepath_svc_kit::files::{in_words, write_private};
+use glidepath_svc_kit::kept::{Copies, Inherited};
 use glidepath_svc_kit::listen;
 use rand::Rng as _;
 use tokio::net::TcpListener;
@@ -27,25 +29,50 @@ pub(super) struct Ports {
     pub(super) link: TcpListener,
     pub(super) metrics: TcpListener,
     pub(super) relays: Vec<(TcpListener, Hub)>,
+    /// The names under which listeners were kept for this process.
+    before: BTreeSet<String>,
+}
+
+impl Ports {
+    /// A copy of each but the link's, for whoever keeps them over a restart. An agent must be refused while nobody is
+    /// home: then it knows that its streams are lost, and ends them before its server prints into them.
+    pub(super) fn copies(&self) -> std::io::Result<Copies> {
+        let mut copies = Copies::instead_of(self.before.clone());
+        copies.add("listen.api", &self.api)?;
+        copies.add("listen.metrics", &self.metrics)?;
+        for (relay, hub) in &self.relays {
+            copies.add(&relay_key(hub), relay)?;
+        }
+        Ok(copies)
+    }
 }
 
 /// Binds everything or nothing.
-pub(super) async fn bind(config: &Config, state_dir: &Path) -> anyhow::Result<Ports> {
+pub(super) async fn bind(
+    config: &Config,
+    state_dir: &Path,
+    mut inherited: Inherited,
+) -> anyhow::Result<Ports> {
     let path = state_dir.join(NAME);
     let mut kept = Kept::read(&path)?;
-    let before = kept.clone();
-    let api = kept.bind("listen.api", config.listen.api, &path).await?;
-    let link = kept.bind("listen.link", config.listen.link, &path).await?;
-    let metrics = kept.bind("listen.metrics", config.listen.metrics, &path).await?;
+    let ports_before = kept.clone();
+    let before = inherited.names();
+    let from = &mut inherited;
+    let api = kept.bind("listen.api", config.listen.api, &path, from).await?;
+    let link = kept.bind("listen.link", config.listen.link, &path, &mut Inherited::default()).await?;
+    let metrics = kept.bind("listen.metrics", config.listen.metrics, &path, from).await?;
     let mut relays = Vec::new();
     for hub in &config.hubs {
-        let key = format!("hub {}.relay", hub.name);
-        relays.push((kept.bind(&key, hub.relay, &path).await?, hub.clone()));
+        relays.push((kept.bind(&relay_key(hub), hub.relay, &path, from).await?, hub.clone()));
     }
-    if kept != before {
+    if kept != ports_before {
         kept.write(&path)?;
     }
-    Ok(Ports { api, link, metrics, relays })
+    Ok(Ports { api, link, metrics, relays, before })
+}
+
+fn relay_key(hub: &Hub) -> String {
+    format!("hub {}.relay", hub.name)
 }
 
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -71,14 +98,20 @@ impl Kept {
             .map_err(|error| anyhow!("cannot write {}: {}", path.display(), in_words(&error)))
     }
 
-    async fn bind(&mut self, key: &str, address: SocketAddr, path: &Path) -> anyhow::Result<TcpListener> {
+    async fn bind(
+        &mut self,
+        key: &str,
+        address: SocketAddr,
+        path: &Path,
+        inherited: &mut Inherited,
+    ) -> anyhow::Result<TcpListener> {
         if address.port() != 0 {
-            return listen::bind(address).await.map_err(|why| anyhow!("{key}: {why}"));
+            return taken_or_bound(address, inherited).await.map_err(|why| anyhow!("{key}: {why}"));
         }
         let name = format!("{key} {}", address.ip());
         if let Some(port) = self.ports.get(&name) {
             let again = SocketAddr::new(address.ip(), *port);
-            return listen::bind(again).await.map_err(|why| {
+            return taken_or_bound(again, inherited).await.map_err(|why| {
                 anyhow!(
                     "{key}: {why}; this port was chosen at the first start and is kept in {}",
                     path.display()
@@ -89,6 +122,12 @@ impl Kept {
         self.ports.insert(name, listener.local_addr()?.port());
         Ok(listener)
     }
+}
+
+async fn taken_or_bound(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, String> {
+    let Some(listener) = inherited.listener(address) else { return listen::bind(address).await };
+    let taken = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    taken.map_err(|error| format!("the listener that was kept cannot be used: {}", in_words(&error)))
 }
 
 async fn fresh(address: SocketAddr) -> Result<TcpListener, String> {
@@ -111,12 +150,18 @@ mod tests {
         let path = dir.path().join(NAME);
         let mut kept = Kept::read(&path).unwrap();
         let any = "127.0.0.1:0".parse().unwrap();
-        let first = kept.bind("listen.api", any, &path).await.unwrap().local_addr().unwrap();
+        let first = kept
+            .bind("listen.api", any, &path, &mut Inherited::default())
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
         kept.write(&path).unwrap();
         let mut kept = Kept::read(&path).unwrap();
-        let held = kept.bind("listen.api", any, &path).await.unwrap();
+        let held = kept.bind("listen.api", any, &path, &mut Inherited::default()).await.unwrap();
         assert_eq!(held.local_addr().unwrap(), first);
-        let told = kept.bind("listen.api", any, &path).await.unwrap_err().to_string();
+        let told =
+            kept.bind("listen.api", any, &path, &mut Inherited::default()).await.unwrap_err().to_string();
         assert!(
             told.contains("another process listens there; this port was chosen at the first start"),
             "{told}"

@@ -8,23 +8,29 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use glidepath_svc_kit::files::{LockError, in_words, lock};
+use glidepath_svc_kit::kept::Inherited;
 use glidepath_svc_kit::problems::Problems;
 
-use crate::config::{BackendConfig, Config, LinkTls};
-use crate::{store, tls};
+use crate::config::{BackendConfig, Config, LinkTls, StoreConfig};
+use crate::store::{self, Database};
+use crate::tls;
 
-/// Everything about this machine that would keep the service from starting.
+/// Everything about this machine that would keep the service from starting with these listeners.
 #[must_use]
-pub fn look(config: &Config) -> Problems {
+pub async fn look(config: &Config, inherited: &Inherited) -> Problems {
     let mut problems = Problems::default();
     state_dir(&config.state_dir, &mut problems);
     for (arch, path) in &config.agents {
         problems.keep(&format!("agent.{arch}"), executable(path));
     }
     if !in_use(&config.state_dir) {
-        ports(config, &mut problems);
+        ports(config, inherited, &mut problems);
     }
     link(config, &mut problems);
+    if let StoreConfig::PostgreSql(there) = &config.store {
+        // The server must let the service in.
+        problems.keep(there.key, Database::of(config).lack().await);
+    }
     for site in &config.sites {
         let BackendConfig::Process(process) = &site.backend;
         for (key, lack) in process.lacks() {
@@ -58,12 +64,14 @@ pub fn warnings(config: &Config) -> Problems {
 }
 
 /// True while a service with this state folder runs: then the ports are its own.
-fn in_use(state_dir: &Path) -> bool {
+#[must_use]
+pub fn in_use(state_dir: &Path) -> bool {
     let path = state_dir.join("lock");
     path.exists() && matches!(lock(&path), Err(LockError::Held { .. }))
 }
 
-fn ports(config: &Config, problems: &mut Problems) {
+fn ports(config: &Config, inherited: &Inherited, problems: &mut Problems) {
+    let bindable = |address| if inherited.listens_on(address) { Ok(()) } else { bindable(address) };
     let own = [("api", config.listen.api), ("link", config.listen.link), ("metrics", config.listen.metrics)];
     for (name, address) in own {
         problems.keep(&format!("listen.{name}"), bindable(address));

@@ -15,6 +15,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
 use super::upstream::Upstream;
+use crate::notable::Notes;
 
 /// Reasons of ended runs that are kept per hub, so that a late visitor is told why; the oldest go first.
 const ENDS_KEPT: usize = 4096;
@@ -84,6 +85,7 @@ pub struct Routes {
     changes: watch::Sender<u64>,
     /// Answers of all relays since the start, by the first digit of their status.
     answers: [AtomicU64; 6],
+    notes: Notes,
 }
 
 #[derive(Debug, Default)]
@@ -102,17 +104,24 @@ struct Route {
     state: RouteState,
 }
 
-impl Default for Routes {
-    fn default() -> Self {
-        Self { hubs: RwLock::default(), changes: watch::Sender::new(0), answers: Default::default() }
-    }
-}
-
 impl Routes {
-    /// No routes yet.
+    /// No routes yet, and what relays refuse is noted by themselves.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
+        Self::noting(Notes::new())
+    }
+
+    /// No routes yet; relays note there what they refuse.
+    #[must_use]
+    pub fn noting(notes: Notes) -> Arc<Self> {
+        let (hubs, changes, answers) = (RwLock::default(), watch::Sender::new(0), Default::default());
+        Arc::new(Self { hubs, changes, answers, notes })
+    }
+
+    /// Where relays note what they refuse.
+    #[must_use]
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// Says how the server with this prefix can be reached. A word about an older run than the one that is known

@@ -5,6 +5,7 @@ use std::path::Path;
 use glidepath_domain::names::{Attempt, InstanceId, RunId};
 use glidepath_domain::run::Moment;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use ring::error::KeyRejected;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -45,10 +46,15 @@ impl Tickets {
     /// Reads `<state_dir>/keys/ticket.key`, or makes it.
     pub(super) fn in_state_dir(state_dir: &Path, instance: InstanceId) -> Result<Self, SealError> {
         let seed = key_file(state_dir, "ticket.key")?;
-        let pair = Ed25519KeyPair::from_seed_unchecked(&*seed).map_err(|error| SealError::KeyFile {
+        Self::from_seed(&seed, instance).map_err(|error| SealError::KeyFile {
             path: state_dir.join("keys/ticket.key"),
             why: format!("holds no ed25519 key: {error}"),
-        })?;
+        })
+    }
+
+    /// With this private key.
+    pub(super) fn from_seed(seed: &[u8; 32], instance: InstanceId) -> Result<Self, KeyRejected> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed)?;
         let mut rules = Validation::new(Algorithm::EdDSA);
         rules.set_issuer(&[instance.as_str()]);
         rules.set_required_spec_claims(&["iss", "sub", "exp"]);
@@ -56,7 +62,7 @@ impl Tickets {
         rules.validate_aud = false;
         Ok(Self {
             instance,
-            signs: EncodingKey::from_ed_der(&[&PKCS8_HEAD[..], &*seed].concat()),
+            signs: EncodingKey::from_ed_der(&[&PKCS8_HEAD[..], &seed[..]].concat()),
             reads: DecodingKey::from_ed_der(pair.public_key().as_ref()),
             rules,
         })

@@ -21,6 +21,7 @@ use glidepath_tunnel::stream::Stream;
 use http::{HeaderValue, Method, Request, Version, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use self::exchange::Pool;
@@ -38,6 +39,8 @@ pub struct Upstream {
     run: RunId,
     way: Way,
     pool: Pool,
+    /// Requests of people that change something.
+    uses: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -111,13 +114,27 @@ impl Upstream {
     }
 
     fn with(run: RunId, way: Way) -> Arc<Self> {
-        Arc::new(Self { run, way, pool: Pool::default() })
+        Arc::new(Self { run, way, pool: Pool::default(), uses: watch::Sender::new(0) })
     }
 
     /// Whose server this is.
     #[must_use]
     pub fn run(&self) -> RunId {
         self.run
+    }
+
+    /// Somebody changed something there: the server took a request that is more than a look.
+    pub fn used(&self) {
+        self.uses.send_modify(|uses| *uses = uses.wrapping_add(1));
+    }
+
+    /// Waits until the count of such requests is another one, and gives it. May be dropped half way.
+    pub async fn uses_other_than(&self, known: u64) -> u64 {
+        let mut uses = self.uses.subscribe();
+        match uses.wait_for(|uses| *uses != known).await {
+            Ok(uses) => *uses,
+            Err(_) => known, // never: its sender is here
+        }
     }
 
     /// Waits until bytes can flow, at most until the deadline; at once for a direct address. May be dropped half way.

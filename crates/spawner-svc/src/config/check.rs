@@ -24,7 +24,8 @@ use super::file::{
     AgentFile, DeadlinesFile, File, GpuFile, HubFile, LimitsFile, LinkFile, ListenFile, LogFile, PresetFile,
     ResourcesFile, SiteFile, TlsFile,
 };
-use super::{BackendConfig, Config, Hub, HubApi, Link, LinkTls, Listen, Preset, SiteConfig};
+use super::store::store;
+use super::{BackendConfig, Config, Hub, HubApi, Link, LinkTls, Listen, Preset, SiteConfig, policy};
 
 /// Longest deadline that is taken: 30 days.
 const DEADLINE_MAX_S: u64 = 30 * 24 * 3600;
@@ -43,12 +44,14 @@ pub(super) fn check(file: File, here: &Path, mut problems: Problems) -> Result<C
     let place = Place { here, state_dir: &state_dir, agent: agent_here(&agents), several_hubs };
     let sites = sites(file.site, &place, p);
     let config = Config {
+        store: store(file.store, here, p),
         instance: file.instance.and_then(|raw| p.keep("instance", InstanceId::parse(&raw))),
         link: link(file.link, listen.link, here, p),
         listen,
         log: log(&file.log, p),
         agents,
         deadlines: deadlines(&file.deadlines, p),
+        warn_before_s: policy::warnings(file.warn_before_s, p),
         presets: presets(&file.presets, &defaults, p),
         defaults,
         hubs: hubs(file.hub, here, p),
@@ -440,7 +443,8 @@ fn site(key: &str, file: SiteFile, place: &Place<'_>, p: &mut Problems) -> Optio
     }
     let archs = archs(&at("archs"), file.archs, p);
     let gpus = gpus(&at("gpus"), &file.gpus, p);
-    let limits = limits(&at("limits"), &file.limits, p);
+    let policies = policy::policies(&at("policy"), file.policy, file.limits.walltime_min, p);
+    let limits = Limits { policies, ..limits(&at("limits"), &file.limits, p) };
     let access = match file.groups {
         None => Access::Everyone,
         Some(groups) if groups.is_empty() => {
@@ -513,6 +517,7 @@ fn limits(key: &str, file: &LimitsFile, p: &mut Problems) -> Limits {
         walltime_min: file.walltime_min,
         servers_per_user: file.servers_per_user,
         servers: file.servers,
+        policies: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the operator's file says, word by word. Everything may be absent; what that means is `check`'s matter.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -12,15 +13,31 @@ use serde_json::Value;
 pub(super) struct File {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) instance: Option<String>,
+    pub(super) store: StoreFile,
     pub(super) listen: ListenFile,
     pub(super) link: LinkFile,
     pub(super) log: LogFile,
     pub(super) agent: AgentFile,
     pub(super) deadlines: DeadlinesFile,
+    pub(super) warn_before_s: Option<Vec<u64>>,
     pub(super) defaults: ResourcesFile,
     pub(super) presets: Vec<PresetFile>,
     pub(super) hub: Vec<HubFile>,
     pub(super) site: Vec<SiteFile>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct StoreFile {
+    pub(super) url: Option<String>,
+    pub(super) url_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for StoreFile {
+    /// Whoever writes a password into `url` must not find it in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreFile").field("url_file", &self.url_file).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -137,6 +154,7 @@ pub(super) struct SiteFile {
     pub(super) reach: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) limits: LimitsFile,
+    pub(super) policy: Vec<PolicyFile>,
     pub(super) archs: Option<Vec<String>>,
     pub(super) gpus: Vec<GpuFile>,
     pub(super) groups: Option<Vec<String>>,
@@ -157,6 +175,15 @@ pub(super) struct LimitsFile {
     pub(super) walltime_min: Option<u32>,
     pub(super) servers_per_user: Option<u32>,
     pub(super) servers: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct PolicyFile {
+    pub(super) groups: Option<Vec<String>>,
+    pub(super) walltime_min: Option<u32>,
+    pub(super) idle_s: Option<u64>,
+    pub(super) unattended_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -57,6 +57,9 @@ fn every_bad_sample_is_refused_with_all_its_problems() {
 #[test]
 fn every_value_of_a_full_file_arrives() {
     let config = sample("everything.toml");
+    assert!(
+        matches!(&config.store, StoreConfig::PostgreSql(at) if at.shown == "postgresql://glidepath@db.example.org/glidepath")
+    );
     assert_eq!(config.listen.api.to_string(), "[::1]:9001");
     assert_eq!(config.link.url.as_deref(), Some("wss://glidepath.example.org:9002/link"));
     assert!(matches!(&config.link.tls, LinkTls::Files { key, .. } if key.ends_with("key.pem")));
@@ -81,6 +84,11 @@ fn every_value_of_a_full_file_arrives() {
     assert_eq!((here.site.reach, far.site.reach), (Reach::Direct, Reach::Tunnel));
     assert_eq!(far.site.access, Access::Groups(vec!["gpu-users".into(), "staff".into()]));
     assert_eq!((far.site.gpus.len(), far.site.gpus[1].per_server), (2, 1));
+    assert_eq!(config.warn_before_s, [900, 60], "longest first");
+    let staff = here.site.limits.granted(&["staff".to_owned()]);
+    let bounds = (staff.walltime_min.unwrap(), staff.idle_s, staff.unattended_s.unwrap());
+    assert_eq!((bounds.0.most, bounds.1, bounds.2.most), (1440, None, 604_800), "0 is never");
+    assert_eq!(here.site.limits.granted(&[]).idle_s.unwrap().most, 3600);
     assert_eq!((far.absence_limit_s, far.listen_on), (Some(3600), ListenOn::LoopbackTcp));
 }
 
@@ -98,6 +106,7 @@ fn what_a_small_file_leaves_out_has_a_default() {
     assert_eq!((config.listen.api.port(), config.hubs[0].relay.port()), (0, 0));
     assert!(config.listen.link.ip().is_loopback());
     assert_eq!(config.link.tls, LinkTls::OwnCa);
+    assert!(matches!(config.store, StoreConfig::Sqlite));
     assert_eq!(config.sites[0].site.title, "here");
     assert!(!config.agents.is_empty());
 }

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use glidepath_api_types::spawner::{
-    Adopted, EndView, FieldProblem, Life, PlacementBody, ServerView, StartBody, StartReply, StateName,
-    UsageView, VerdictView,
+    Adopted, EndView, FieldProblem, Life, LimitsView, NearEndView, PlacementBody, ServerView, StartBody,
+    StartReply, StateName, UsageView, VerdictView,
 };
 use glidepath_domain::names::{HubName, RunId, ServerKey, ServerName, UserName};
 use glidepath_domain::placement::Verdict;
@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 
 use super::offer::Offer;
 use crate::arrivals::routes::Routes;
-use crate::spawn::{RunView, SpawnOrder, Started};
+use crate::spawn::{NearEnd, RunView, SpawnOrder, Started};
 
 const SPAWN_ID_MAX_BYTES: usize = 128;
 const PREFIX_MAX_BYTES: usize = 2048;
@@ -27,6 +27,10 @@ const GROUPS_MAX: usize = 1000;
 const ARGUMENTS_MAX: usize = 256;
 const VARIABLES_MAX: usize = 1024;
 const PATH_MAX_BYTES: usize = 4096;
+/// Longest argument, and longest variable with its name and the `=`: Linux takes 128 KiB, with a zero byte at the end.
+const WORD_MAX_BYTES: usize = 128 * 1024 - 1;
+/// Longest name of a variable that a problem is told by.
+const NAME_TOLD_BYTES: usize = 128;
 
 /// A checked order, or every problem of the body.
 pub(super) fn order(key: ServerKey, body: StartBody, offer: &Offer) -> Result<SpawnOrder, Problems> {
@@ -98,6 +102,7 @@ pub(super) fn started(started: Started, relay_url: &str) -> StartReply {
 /// One server. The relay's URL goes with it while it is ready.
 pub(super) fn view(view: RunView, relay_url: &str) -> ServerView {
     let chosen = view.site.as_ref().map(ToString::to_string);
+    let limits = limits(&view);
     ServerView {
         key: view.key.full(),
         user: view.key.user.to_string(),
@@ -121,6 +126,8 @@ pub(super) fn view(view: RunView, relay_url: &str) -> ServerView {
             memory_bytes: used.memory_bytes,
             memory_peak_bytes: used.memory_peak_bytes,
         }),
+        limits,
+        near_ends: view.near_ends.into_iter().map(near_end).collect(),
     }
 }
 
@@ -147,6 +154,8 @@ pub(super) fn view_or_none(found: Option<RunView>, key: &ServerKey, relay_url: &
             requested_at: None,
             since: None,
             usage: None,
+            limits: None,
+            near_ends: Vec::new(),
         },
     }
 }
@@ -216,6 +225,12 @@ fn argv(argv: &[String], p: &mut Problems) {
     if argv.len() > ARGUMENTS_MAX || argv.iter().any(|argument| has_nul(argument)) {
         p.add("argv", format!("must be at most {ARGUMENTS_MAX} texts without NUL"));
     }
+    if argv.iter().any(|argument| argument.len() > WORD_MAX_BYTES) {
+        p.add(
+            "argv",
+            format!("must have arguments of at most {WORD_MAX_BYTES} bytes: no program is given more"),
+        );
+    }
 }
 
 fn env(env: &BTreeMap<String, SecretString>, p: &mut Problems) {
@@ -225,8 +240,18 @@ fn env(env: &BTreeMap<String, SecretString>, p: &mut Problems) {
     if env.keys().any(|name| name.is_empty() || name.contains('=') || has_nul(name)) {
         p.add("env", "must have names that are not empty and have neither = nor NUL");
     }
-    if env.values().any(|value| has_nul(value.expose_secret())) {
-        p.add("env", "must have values without NUL");
+    for (name, value) in env {
+        let value = value.expose_secret();
+        let key = if name.len() > NAME_TOLD_BYTES { "env".to_owned() } else { format!("env.{name}") };
+        if has_nul(value) {
+            p.add(key.clone(), "must be a text without NUL");
+        }
+        if name.len() + 1 + value.len() > WORD_MAX_BYTES {
+            p.add(
+                key,
+                format!("must be at most {WORD_MAX_BYTES} bytes with its name: no program is given more"),
+            );
+        }
     }
 }
 
@@ -266,6 +291,24 @@ fn life(life: run::Life) -> Life {
         run::Life::Alive => Life::Alive,
         run::Life::Gone => Life::Gone,
         run::Life::Unknown => Life::Unknown,
+    }
+}
+
+fn limits(view: &RunView) -> Option<LimitsView> {
+    view.attempt.map(|_| LimitsView {
+        walltime_s: view.walltime_s,
+        lives_until: view.lives_until.map(time),
+        idle_s: view.granted.idle_s.as_ref().map(|bound| bound.most),
+        unattended_s: view.granted.unattended_s.as_ref().map(|bound| bound.most),
+        message: view.granted.in_words(),
+    })
+}
+
+fn near_end(near: NearEnd) -> NearEndView {
+    NearEndView {
+        reason: near.reason.as_str().to_owned(),
+        ends_at: time(near.ends_at),
+        before_s: near.before_s,
     }
 }
 

@@ -7,11 +7,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use glidepath_domain::names::{HubName, ServerKey};
 use glidepath_svc_kit::auth::{accepts, bearer};
-use glidepath_svc_kit::problem::ApiError;
+use glidepath_svc_kit::problem::{ApiError, Refused};
 use http::StatusCode;
 use http::request::Parts;
 use tokio::time;
 
+use super::noted::noted;
 use super::{Api, CALL_TIMEOUT};
 
 /// The Hub that calls. Only [`only_that_hub`] makes one.
@@ -75,10 +76,11 @@ impl<S: Send + Sync> FromRequestParts<S> for OwnKey {
     }
 }
 
-/// Counts every answer by route and status, and abandons what takes too long.
+/// Counts every answer by route and status, notes each refusal, and abandons what takes too long.
 pub(super) async fn counted(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
+    let path = request.uri().path().to_owned();
     let answer = match time::timeout(CALL_TIMEOUT * 2, next.run(request)).await {
         Ok(answer) => answer,
         Err(_) => {
@@ -87,6 +89,9 @@ pub(super) async fn counted(State(api): State<Arc<Api>>, request: Request, next:
         }
     };
     api.metrics.answered(&method, &route, answer.status());
+    if let Some(told) = answer.extensions().get::<Refused>() {
+        noted(&api.notes, &method, &path, told);
+    }
     answer
 }
 

@@ -51,7 +51,7 @@ pub(super) async fn form(
 ) -> Result<Json<FormReply>, ApiError> {
     let reply = answer(&api, caller, &body)?;
     let html = api.options.draw(&body, &reply).map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "the options form could not be drawn");
+        tracing::debug!(error = &error as &dyn std::error::Error, "the options form could not be drawn");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "form", "the options form could not be drawn")
     })?;
     std::future::ready(Ok(Json(FormReply { html }))).await
@@ -59,7 +59,7 @@ pub(super) async fn form(
 
 fn answer(api: &Api, caller: Caller, body: &PlacementBody) -> Result<PlacementReply, ApiError> {
     let question = convert::question(caller.hub, body, &api.options);
-    let (request, chosen, problems) = question.map_err(|problems| refused(&api.metrics, problems))?;
+    let (request, chosen, problems) = question.map_err(refused)?;
     let verdicts = api.spawner.verdicts(&request);
     let taken = convert::would_take(&verdicts, chosen.as_deref());
     Ok(PlacementReply { verdicts: convert::verdicts(verdicts, taken.as_deref()), problems })

@@ -1,32 +1,17 @@
 //! Every error of the floors below, as the caller sees it: one place, one match each, no wildcard.
 //!
-//! The caller gets a status, a stable word and a sentence; the log gets the chain, here and once.
-
-use std::fmt;
+//! The caller gets a status, a stable word and a sentence; the operator gets the same, once, as the answer goes off.
 
 use glidepath_api_types::spawner::FieldProblem;
 use glidepath_svc_kit::problem::ApiError;
 use glidepath_svc_kit::problems::Problems;
 use http::StatusCode;
 
-use crate::metrics::Metrics;
 use crate::spawn::{ForgetError, StartError, StopError};
 
-/// Counts a refusal and gives it its shape.
-pub(super) fn refused(metrics: &Metrics, error: impl Into<Refusal>) -> ApiError {
+/// Gives a refusal its shape. Whoever sends the answer off notes it.
+pub(super) fn refused(error: impl Into<Refusal>) -> ApiError {
     let Refusal(error) = error.into();
-    metrics.refused(error.code());
-    error
-}
-
-/// As [`refused`], for a start: the operator who is asked "why not?" finds it in the log.
-pub(super) fn refused_start(
-    metrics: &Metrics,
-    key: &impl fmt::Display,
-    error: impl Into<Refusal>,
-) -> ApiError {
-    let error = refused(metrics, error);
-    tracing::info!(server.key = %key, reason = error.code(), why = error.in_one_line(), "a start was refused");
     error
 }
 
@@ -56,8 +41,7 @@ impl From<StartError> for Refusal {
             StartError::StillStarting => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "still_starting", title).retry_after(2)
             }
-            StartError::Store(error) => {
-                tracing::error!(%error, "a start was refused: it could not be written down");
+            StartError::Store(_) => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store", title).retry_after(5)
             }
             StartError::Closing => closing(title),
@@ -69,6 +53,9 @@ impl From<StopError> for Refusal {
     fn from(error: StopError) -> Self {
         let title = error.to_string();
         Self(match error {
+            StopError::StillStarting => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "still_starting", title).retry_after(2)
+            }
             StopError::Closing => closing(title),
         })
     }
@@ -79,10 +66,7 @@ impl From<ForgetError> for Refusal {
         let title = error.to_string();
         Self(match error {
             ForgetError::StillAlive => ApiError::new(StatusCode::CONFLICT, "alive", title),
-            ForgetError::Sites(_) => {
-                tracing::warn!(%title, "a user's files were not removed everywhere");
-                ApiError::new(StatusCode::BAD_GATEWAY, "sites", title).retry_after(60)
-            }
+            ForgetError::Sites(_) => ApiError::new(StatusCode::BAD_GATEWAY, "sites", title).retry_after(60),
         })
     }
 }

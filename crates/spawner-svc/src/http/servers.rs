@@ -11,7 +11,7 @@ use glidepath_svc_kit::problem::{ApiError, JsonBody, QueryOf};
 use http::StatusCode;
 
 use super::door::{Caller, OwnKey};
-use super::refusal::{refused, refused_start};
+use super::refusal::refused;
 use super::{Api, convert};
 
 /// Longest wait for an end that a caller may ask for.
@@ -34,10 +34,9 @@ pub(super) async fn start(
     OwnKey { caller, key }: OwnKey,
     JsonBody(body): JsonBody<StartBody>,
 ) -> Result<Json<StartReply>, ApiError> {
-    let order = convert::order(key.clone(), body, &api.options)
-        .map_err(|problems| refused_start(&api.metrics, &key, problems))?;
+    let order = convert::order(key, body, &api.options).map_err(refused)?;
     crash::point("hub.start.before");
-    let started = api.spawner.start(order).await.map_err(|error| refused_start(&api.metrics, &key, error))?;
+    let started = api.spawner.start(order).await.map_err(refused)?;
     crash::point("hub.start.after");
     Ok(Json(convert::started(started, &caller.relay_url)))
 }
@@ -80,10 +79,9 @@ pub(super) async fn stop(
     OwnKey { caller, key }: OwnKey,
     QueryOf(query): QueryOf<StopQuery>,
 ) -> Result<Json<ServerView>, ApiError> {
-    let run = convert::run(query.run.as_deref()).map_err(|problems| refused(&api.metrics, problems))?;
+    let run = convert::run(query.run.as_deref()).map_err(refused)?;
     crash::point("hub.stop.before");
-    let mut view =
-        api.spawner.stop(&key, run, query.now).await.map_err(|error| refused(&api.metrics, error))?;
+    let mut view = api.spawner.stop(&key, run, query.now).await.map_err(refused)?;
     crash::point("hub.stop.taken");
     if query.wait_s > 0 {
         let at_most = Duration::from_secs(query.wait_s.min(WAIT_MAX_S).into());
@@ -109,7 +107,7 @@ pub(super) async fn forget_home(
     OwnKey { key, .. }: OwnKey,
 ) -> Result<StatusCode, ApiError> {
     crash::point("hub.forget.before");
-    api.spawner.forget_home(&key).await.map_err(|error| refused(&api.metrics, error))?;
+    api.spawner.forget_home(&key).await.map_err(refused)?;
     crash::point("hub.forget.after");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::offer::{Offer, draw};
 use crate::config::Preset;
 
-const EVIL: &str = r#""><img src=x onerror=alert(1)>'{{ 7*7 }}"#;
+const EVIL: &str = r#""><img src=x onerror=alert(1)>'{{ 977*983 }}"#;
 
 fn site(name: &str, gpus: Vec<GpuKind>, home: Home) -> Site {
     Site {
@@ -128,7 +128,7 @@ fn text_from_outside_stays_text_wherever_it_stands() {
     let problem = FieldProblem { field: EVIL.into(), message: EVIL.into() };
     let html = draw(&offer_of_evil, &asked, vec![said], vec![problem]);
     assert!(!html.contains("<img"), "{html}");
-    assert!(!html.contains("49"), "a template in a text is not run");
+    assert!(!html.contains("960391"), "a template in a text is not run");
     assert!(html.matches("&lt;img src=x onerror=alert(1)&gt;").count() >= 10, "{html}");
     let tags = markup(&html);
     for attribute in tags.split('"').skip(1).step_by(2) {

@@ -10,7 +10,8 @@ const KEPT: [HeaderName; 5] =
 const OF_ONE_CONNECTION: [HeaderName; 4] =
     [header::CONNECTION, header::TRANSFER_ENCODING, header::TE, header::UPGRADE];
 
-/// Removes the connection's own fields, and those that `Connection` names.
+/// Removes the connection's own fields, those that `Connection` names, and those that some readers take for a field that
+/// says how long a message is: with `_` for `-`, as CGI and its heirs do.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
@@ -19,8 +20,25 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named.iter().chain(&OF_ONE_CONNECTION) {
         headers.remove(name);
     }
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
+    for name in ["keep-alive", "proxy-connection"] {
+        headers.remove(name);
+    }
+    remove_named(headers, |name| {
+        name.contains('_') && matches!(&*dashed(name), "content-length" | "transfer-encoding")
+    });
+}
+
+/// Removes the fields whose name, in small letters, is one of those meant.
+pub(super) fn remove_named(headers: &mut HeaderMap, meant: impl Fn(&str) -> bool) {
+    let found: Vec<HeaderName> = headers.keys().filter(|name| meant(name.as_str())).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
+/// A name as readers understand it that make no difference between `_` and `-`.
+pub(super) fn dashed(name: &str) -> String {
+    name.replace('_', "-")
 }
 
 /// The protocol that a request asks to switch to: `Connection: upgrade` and a value in `Upgrade`. HTTP/2 is none:
@@ -30,6 +48,13 @@ pub(super) fn upgrade_wanted(headers: &HeaderMap) -> Option<HeaderValue> {
     let asks = tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let http2 = tokens(headers, &header::UPGRADE).any(|token| token.to_ascii_lowercase().starts_with("h2"));
     (asks && !http2).then(|| value.clone())
+}
+
+/// True when the body has a transfer coding beside chunks: it would be lost on the way, and readers differ on its end.
+pub(super) fn has_odd_coding(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        || codings.next().is_some()
 }
 
 /// True when the list-valued field holds this token.
@@ -68,11 +93,27 @@ mod tests {
             ("host", "hub.example.org"),
             ("authorization", "token x"),
             ("x-forwarded-for", "192.0.2.1"),
+            ("content_length", "5"),
+            ("transfer_encoding", "chunked"),
+            ("x_mine", "2"),
         ]);
         strip_hop_by_hop(&mut map);
         let mut left: Vec<_> = map.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["authorization", "host", "x-forwarded-for"]);
+        assert_eq!(left, ["authorization", "host", "x-forwarded-for", "x_mine"]);
+    }
+
+    #[test]
+    fn a_coding_is_chunked_once_or_odd() {
+        for plain in ["chunked", "Chunked"] {
+            assert!(!has_odd_coding(&headers(&[("transfer-encoding", plain)])));
+        }
+        for odd in ["identity, chunked", "gzip, chunked", "chunked, chunked", "gzip", ""] {
+            assert!(has_odd_coding(&headers(&[("transfer-encoding", odd)])), "{odd}");
+        }
+        let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert!(has_odd_coding(&headers(&twice)));
+        assert!(!has_odd_coding(&HeaderMap::new()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use glidepath_api_types::agent::PURPOSE_HUB_API;
-use glidepath_domain::names::HubName;
+use glidepath_domain::names::{HubName, ServerKey};
 use glidepath_tunnel::link::{Incoming as Opened, Link};
 use glidepath_tunnel::stream::Stream;
 use http::header::{self, HeaderMap, HeaderName};
@@ -33,11 +33,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::drain;
 use super::bucket::{Bucket, Rate};
-use super::headers::{strip_hop_by_hop, upgrade_wanted};
+use super::headers::{dashed, has_odd_coding, remove_named, strip_hop_by_hop, upgrade_wanted};
 use super::refusal::Refusal;
 use crate::arrivals::upstream::told;
 use crate::arrivals::{AgentStreams, Arrived};
 use crate::config::HubApi;
+use crate::notable::{About, Notes, Refusal as Refused};
 
 /// Largest call.
 const REQUEST_MAX_BYTES: usize = 1024 * 1024;
@@ -93,6 +94,7 @@ pub enum BadTarget {
 pub struct HubForward {
     hubs: HashMap<HubName, Arc<Hub>>,
     stop: CancellationToken,
+    notes: Notes,
     /// One task per link.
     links: Mutex<JoinSet<()>>,
 }
@@ -107,7 +109,11 @@ struct Hub {
 
 impl HubForward {
     /// Ends all links' calls when the service is to stop.
-    pub fn new(targets: Vec<HubTarget>, stop: CancellationToken) -> Result<Arc<Self>, BadTarget> {
+    pub fn new(
+        targets: Vec<HubTarget>,
+        notes: Notes,
+        stop: CancellationToken,
+    ) -> Result<Arc<Self>, BadTarget> {
         let client = client()?;
         let mut hubs = HashMap::new();
         for target in targets {
@@ -115,24 +121,25 @@ impl HubForward {
             let api = api.url().clone();
             hubs.insert(name.clone(), Arc::new(Hub { name, api, base_url, client: client.clone() }));
         }
-        Ok(Arc::new(Self { hubs, stop, links: Mutex::default() }))
+        Ok(Arc::new(Self { hubs, stop, notes, links: Mutex::default() }))
     }
 }
 
 impl AgentStreams for HubForward {
     fn carry(&self, arrived: Arrived) {
         let Some(hub) = self.hubs.get(&arrived.key.hub) else {
-            tracing::warn!(server.key = %arrived.key, "an agent arrived for a hub that is not in the config");
-            return;
+            return self.notes.refused(Refused::HubCallNoHub, &About::new().key(&arrived.key));
         };
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         while links.try_join_next().is_some() {}
-        links.spawn(carry_link(Arc::clone(hub), arrived.link, self.stop.clone()));
+        let (hub, notes, turns) = (Arc::clone(hub), self.notes.clone(), Turns::new());
+        let calls = Calls { hub, key: arrived.key, notes, turns };
+        links.spawn(carry_link(Arc::new(calls), arrived.link, self.stop.clone()));
     }
 }
 
 /// Without the environment's proxy: the Hub is near, and its calls carry tokens.
-fn client() -> Result<Client, BadTarget> {
+pub fn client() -> Result<Client, BadTarget> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -152,8 +159,15 @@ fn client() -> Result<Client, BadTarget> {
         .map_err(BadTarget::Client)
 }
 
-async fn carry_link(hub: Arc<Hub>, link: Link, stop: CancellationToken) {
-    let turns = Arc::new(Turns::new());
+/// The calls of one link's server.
+struct Calls {
+    hub: Arc<Hub>,
+    key: ServerKey,
+    notes: Notes,
+    turns: Turns,
+}
+
+async fn carry_link(calls: Arc<Calls>, link: Link, stop: CancellationToken) {
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -162,20 +176,21 @@ async fn carry_link(hub: Arc<Hub>, link: Link, stop: CancellationToken) {
             opened = link.accept() => match opened {
                 None => break,
                 Some(Opened { purpose, stream }) if purpose == PURPOSE_HUB_API && streams.len() < STREAMS_MAX => {
-                    streams.spawn(serve(Arc::clone(&hub), Arc::clone(&turns), stream));
+                    streams.spawn(serve(Arc::clone(&calls), stream));
                 }
                 Some(Opened { purpose, .. }) => {
-                    tracing::debug!(hub = %hub.name, purpose, "reset a stream: unknown purpose, or too many open");
+                    let why = format!("{} streams open, this one for {purpose:?}", streams.len());
+                    calls.notes.refused(Refused::HubCallStream, &About::new().key(&calls.key).why(&why));
                 }
             }
         }
     }
 }
 
-async fn serve(hub: Arc<Hub>, turns: Arc<Turns>, stream: Stream) {
+async fn serve(calls: Arc<Calls>, stream: Stream) {
     let service = service_fn(|request| {
-        let (hub, turns) = (Arc::clone(&hub), Arc::clone(&turns));
-        async move { Ok::<_, Infallible>(answer(&hub, &turns, request).await) }
+        let calls = Arc::clone(&calls);
+        async move { Ok::<_, Infallible>(answer(&calls, request).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -184,23 +199,26 @@ async fn serve(hub: Arc<Hub>, turns: Arc<Turns>, stream: Stream) {
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(hub = %hub.name, %error, "a stream with Hub API calls ended early");
+        tracing::debug!(server.key = %calls.key, %error, "a stream with Hub API calls ended early");
     }
 }
 
-async fn answer(hub: &Hub, turns: &Turns, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let answered = match check(hub, &request) {
-        Ok(url) => timeout(CALL_WAIT, call(hub, turns, url, request))
-            .await
-            .unwrap_or_else(|_| Err(refusal(StatusCode::GATEWAY_TIMEOUT, "the Hub did not answer in time"))),
-        Err(why) => {
-            tracing::info!(hub = %hub.name, why, "refused a server's call to its Hub");
-            Err(refusal(StatusCode::FORBIDDEN, why))
+async fn answer(calls: &Calls, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let answered = match check(&calls.hub, &request) {
+        Ok(url) => {
+            timeout(CALL_WAIT, call(&calls.hub, &calls.turns, url, request)).await.unwrap_or_else(|_| {
+                let status = StatusCode::GATEWAY_TIMEOUT;
+                Err(refusal(Refused::HubCallSlow, status, "the Hub did not answer in time"))
+            })
         }
+        Err(why) => Err(refusal(Refused::HubCallPath, StatusCode::FORBIDDEN, why)),
     };
     match answered {
         Ok(reply) => reply.map(Full::new),
-        Err(refusal) => refusal.response(&HeaderMap::new()).map(Full::new),
+        Err(refusal) => {
+            calls.notes.refused(refusal.note, &About::new().key(&calls.key).why(&refusal.sentence));
+            refusal.response(&HeaderMap::new()).map(Full::new)
+        }
     }
 }
 
@@ -212,6 +230,9 @@ fn check(hub: &Hub, request: &Request<Incoming>) -> Result<Url, &'static str> {
     }
     if upgrade_wanted(request.headers()).is_some() {
         return Err("no upgrade is served here");
+    }
+    if has_odd_coding(request.headers()) {
+        return Err("the only transfer encoding is chunked, said once");
     }
     let rest = path::below_api(uri.path(), &hub.base_url)?;
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -250,10 +271,14 @@ async fn whole(mut body: Incoming) -> Result<Bytes, Refusal> {
         Err(error) => error,
     };
     if error.downcast_ref::<LengthLimitError>().is_none() {
-        return Err(refusal(StatusCode::BAD_REQUEST, "the call's body broke off"));
+        return Err(refusal(Refused::HubCallBroken, StatusCode::BAD_REQUEST, "the call's body broke off"));
     }
     drain(&mut body).await;
-    Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "the call's body is longer than 1 MiB"))
+    Err(refusal(
+        Refused::HubCallTooLarge,
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "the call's body is longer than 1 MiB",
+    ))
 }
 
 /// What a job may not tell the Hub: who forwarded it, which host it means, browser state. The length is counted anew.
@@ -267,20 +292,12 @@ fn strip_claims(headers: &mut HeaderMap) {
         header::ORIGIN,
         header::PROXY_AUTHORIZATION,
     ];
-    for name in CLAIMS {
-        headers.remove(name);
-    }
-    let forwarding = |name: &HeaderName| {
-        let name = name.as_str();
-        name.starts_with("x-forwarded")
-            || name.starts_with("x-real")
-            || name == "x-scheme"
-            || name.starts_with("x-glidepath")
-    };
-    let claimed: Vec<HeaderName> = headers.keys().filter(|name| forwarding(name)).cloned().collect();
-    for name in claimed {
-        headers.remove(name);
-    }
+    remove_named(headers, |name| {
+        let name = dashed(name);
+        let forwarding = ["x-forwarded", "x-real", "x-scheme", "x-glidepath"];
+        CLAIMS.iter().any(|claim| claim.as_str() == name)
+            || forwarding.iter().any(|claim| name.starts_with(claim))
+    });
 }
 
 async fn read(hub: &Hub, mut reply: reqwest::Response) -> Result<Response<Bytes>, Refusal> {
@@ -294,7 +311,11 @@ async fn read(hub: &Hub, mut reply: reqwest::Response) -> Result<Response<Bytes>
     let mut body = Vec::new();
     while let Some(chunk) = reply.chunk().await.map_err(|error| no_reply(hub, &error))? {
         if body.len() + chunk.len() > REPLY_MAX_BYTES {
-            return Err(refusal(StatusCode::BAD_GATEWAY, "the Hub's reply is longer than 8 MiB"));
+            return Err(refusal(
+                Refused::HubCallTooLarge,
+                StatusCode::BAD_GATEWAY,
+                "the Hub's reply is longer than 8 MiB",
+            ));
         }
         body.extend_from_slice(&chunk);
     }
@@ -303,12 +324,13 @@ async fn read(hub: &Hub, mut reply: reqwest::Response) -> Result<Response<Bytes>
 }
 
 fn no_reply(hub: &Hub, error: &reqwest::Error) -> Refusal {
-    tracing::info!(hub = %hub.name, error = told(error), "a server's call did not reach its Hub");
-    Refusal { retry_after_s: Some(5), ..refusal(StatusCode::BAD_GATEWAY, "the Hub cannot be reached now") }
+    tracing::debug!(hub = %hub.name, error = told(error), "a server's call did not reach its Hub");
+    let (note, status) = (Refused::HubCallUnreachable, StatusCode::BAD_GATEWAY);
+    Refusal { retry_after_s: Some(5), ..refusal(note, status, "the Hub cannot be reached now") }
 }
 
-fn refusal(status: StatusCode, sentence: &str) -> Refusal {
-    Refusal { status, title: "Hub API call", sentence: sentence.to_owned(), retry_after_s: None }
+fn refusal(note: Refused, status: StatusCode, sentence: &str) -> Refusal {
+    Refusal { note, status, title: "Hub API call", sentence: sentence.to_owned(), retry_after_s: None }
 }
 
 /// Bounds what one link asks of its Hub.
@@ -338,7 +360,11 @@ impl Turns {
         };
         timeout(TURN_WAIT, turn).await.ok().flatten().ok_or_else(|| Refusal {
             retry_after_s: Some(10),
-            ..refusal(StatusCode::TOO_MANY_REQUESTS, "too many calls at once from this server")
+            ..refusal(
+                Refused::HubCallTooMany,
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many calls at once from this server",
+            )
         })
     }
 }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bucket::{Bucket, Rate};
 use super::sockets;
+use crate::notable::{About, Notes, Refusal, Repair, Retry};
 use crate::tls::{LinkTls, ServerTls};
 
 /// Connections at a time: lanes of links and handshakes.
@@ -35,7 +36,13 @@ const DRAIN: Duration = Duration::from_secs(5);
 const REFRESH_EVERY: Duration = Duration::from_secs(60);
 
 /// Serves the link listener until the service is to stop; then the home end says so to every agent.
-pub async fn run(listener: TcpListener, tls: LinkTls, home_end: HomeEnd, stop: CancellationToken) {
+pub async fn run(
+    listener: TcpListener,
+    tls: LinkTls,
+    home_end: HomeEnd,
+    notes: Notes,
+    stop: CancellationToken,
+) {
     let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut open = JoinSet::new();
     let mut doorman = match &tls {
@@ -47,19 +54,19 @@ pub async fn run(listener: TcpListener, tls: LinkTls, home_end: HomeEnd, stop: C
     loop {
         let next = async {
             let seat = Arc::clone(&seats).acquire_owned().await;
-            (seat, sockets::accept(&listener).await)
+            (seat, sockets::accept(&listener, "link", &notes).await)
         };
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = open.join_next(), if !open.is_empty() => {}
-            _ = refresh.tick() => look_after(&tls).await,
+            _ = refresh.tick() => look_after(&tls, &notes).await,
             (seat, (stream, peer)) = next => {
                 let Ok(seat) = seat else { break };
                 let comes_in = doorman.as_mut().is_none_or(|doorman| doorman.lets_in(peer.ip(), Instant::now()));
                 if comes_in {
-                    open.spawn(serve(stream, peer, tls.clone(), home_end.clone(), seat));
+                    open.spawn(serve(stream, peer, tls.clone(), home_end.clone(), notes.clone(), seat));
                 } else {
-                    tracing::debug!(%peer, "turned away: too many connections from this address in a short time");
+                    notes.refused(Refusal::KnockFlood, &About::new().peer(network(peer.ip())));
                 }
             }
         }
@@ -76,6 +83,7 @@ async fn serve(
     peer: SocketAddr,
     tls: LinkTls,
     home_end: HomeEnd,
+    notes: Notes,
     seat: OwnedSemaphorePermit,
 ) {
     match tls {
@@ -85,7 +93,8 @@ async fn serve(
             match timeout(TLS_WAIT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => home_end.serve(stream, peer).await,
                 Ok(Err(error)) if is_of_trust(&error) => {
-                    tracing::warn!(%peer, %error, "a peer does not accept the link's certificate");
+                    let why = error.to_string();
+                    notes.refused(Refusal::KnockTrust, &About::new().peer(peer.ip()).why(&why));
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "a TLS handshake was not finished in time"),
@@ -108,19 +117,21 @@ fn is_of_trust(error: &io::Error) -> bool {
             | Alert::CertificateExpired
             | Alert::CertificateUnknown
             | Alert::UnknownCA
+            | Alert::DecryptError // another authority of the same name: that of a state folder of before
     )
 }
 
 /// Renews the certificate where it is due. Files are read off the runtime's threads.
-async fn look_after(tls: &LinkTls) {
+async fn look_after(tls: &LinkTls, notes: &Notes) {
     let LinkTls::Own(tls) = tls else { return };
     let tls: ServerTls = tls.clone();
-    match tokio::task::spawn_blocking(move || tls.refresh()).await {
-        Ok(Ok(true)) => tracing::info!("the link listener has a new certificate"),
-        Ok(Ok(false)) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the link listener keeps its old certificate"),
-        Err(error) => tracing::warn!(%error, "the certificate could not be looked after"),
-    }
+    let why = match tokio::task::spawn_blocking(move || tls.refresh()).await {
+        Ok(Ok(true)) => return notes.repaired(Repair::CertificateRenewed, &About::new()),
+        Ok(Ok(false)) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    notes.retries(Retry::CertificateAgain, &About::new().why(&why));
 }
 
 /// Counts connections per address.

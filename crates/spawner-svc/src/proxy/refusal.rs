@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
+use crate::notable::Refusal as Refused;
+
 /// Longest sentence that is shown, in characters.
 const SENTENCE_MAX: usize = 1000;
 
@@ -16,6 +18,8 @@ pub(super) const MARK: HeaderName = HeaderName::from_static("x-glidepath");
 /// One answer in the relay's own name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
+    /// As the operator's log and counts name it.
+    pub(super) note: Refused,
     pub(super) status: StatusCode,
     pub(super) title: &'static str,
     /// Plain text, possibly from outside.
@@ -27,16 +31,29 @@ pub(super) struct Refusal {
 impl Refusal {
     pub(super) fn bad_request(sentence: &str) -> Self {
         let sentence = sentence.to_owned();
-        Self { status: StatusCode::BAD_REQUEST, title: "Bad request", sentence, retry_after_s: None }
+        Self {
+            note: Refused::PageMalformed,
+            status: StatusCode::BAD_REQUEST,
+            title: "Bad request",
+            sentence,
+            retry_after_s: None,
+        }
     }
 
-    pub(super) fn unavailable(title: &'static str, sentence: String, retry_after_s: u32) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, title, sentence, retry_after_s: Some(retry_after_s) }
+    pub(super) fn unavailable(
+        note: Refused,
+        title: &'static str,
+        sentence: String,
+        retry_after_s: u32,
+    ) -> Self {
+        let (status, retry_after_s) = (StatusCode::SERVICE_UNAVAILABLE, Some(retry_after_s));
+        Self { note, status, title, sentence, retry_after_s }
     }
 
     pub(super) fn bad_gateway(sentence: String) -> Self {
         let title = "The server did not answer properly";
-        Self { status: StatusCode::BAD_GATEWAY, title, sentence, retry_after_s: None }
+        let note = Refused::PageBroken;
+        Self { note, status: StatusCode::BAD_GATEWAY, title, sentence, retry_after_s: None }
     }
 
     /// The answer, in the form that the asker reads.
@@ -56,6 +73,10 @@ impl Refusal {
         let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'";
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
         headers.insert(MARK, HeaderValue::from_static("relay"));
+        if self.status == StatusCode::BAD_REQUEST {
+            // What comes after it may be a part of it.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -106,8 +127,8 @@ mod tests {
 
     #[test]
     fn text_from_outside_stays_text_in_both_forms() {
-        let refusal =
-            Refusal::unavailable("Not running", "<img src=x onerror=\"a('1')\">\r\n\u{1b}[31m&".into(), 5);
+        let refusal = "<img src=x onerror=\"a('1')\">\r\n\u{1b}[31m&".to_owned();
+        let refusal = Refusal::unavailable(Refused::PageEnded, "Not running", refusal, 5);
         let mut browser = HeaderMap::new();
         browser.insert(header::ACCEPT, HeaderValue::from_static("text/html,*/*"));
         let page = refusal.response(&browser);

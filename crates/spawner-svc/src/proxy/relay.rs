@@ -8,6 +8,9 @@
 //! before the cut waits as long as the link may still be resumed. Refusals are 5xx wherever a server could have
 //! answered. Not here: who may see a server; that is the server's and the Hub's business.
 
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod pass;
 
 use std::convert::Infallible;
@@ -16,11 +19,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use glidepath_domain::names::HubName;
+use glidepath_svc_kit::seats::{Seat, Seats, UnderWay};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +34,7 @@ use super::client::Client;
 use super::sockets;
 use crate::arrivals::routes::Routes;
 
-/// Connections of one hub's proxy at a time; further ones wait in the listener's queue.
+/// Connections of one hub's proxy at a time; beyond that the one that has waited longest without a request is closed.
 pub const CONNECTIONS_MAX: usize = 16_384;
 
 /// How long a new request waits for a link that is cut, or for the agent's next one.
@@ -62,25 +66,33 @@ struct Visit {
 }
 
 /// Serves one hub's listener until the service is to stop, then drains for at most [`DRAIN`].
-pub async fn run(listener: TcpListener, hub: HubName, routes: Arc<Routes>, stop: CancellationToken) {
+///
+/// At most `connections_max` are open at a time, [`CONNECTIONS_MAX`] in a service.
+pub async fn run(
+    listener: TcpListener,
+    hub: HubName,
+    routes: Arc<Routes>,
+    connections_max: usize,
+    stop: CancellationToken,
+) {
     let relay = Arc::new(Relay { hub, routes });
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let seats = Seats::new(connections_max);
     let mut open = JoinSet::new();
     // Dropped by each connection when it has no request of its own left: the channel's end is the end of the drain.
     let (busy, mut all_idle) = mpsc::channel::<Infallible>(1);
     loop {
         let next = async {
-            let seat = Arc::clone(&seats).acquire_owned().await;
-            (seat, sockets::accept(&listener).await)
+            let (stream, _) = sockets::accept(&listener, relay.hub.as_str(), relay.routes.notes()).await;
+            (stream, seats.take().await)
         };
+        // Nothing else ends the wait: a connection that was taken would be lost with it.
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = open.join_next(), if !open.is_empty() => {}
-            (seat, (stream, _)) = next => {
-                let Ok(seat) = seat else { break };
+            (stream, seat) = next => {
                 open.spawn(serve(Arc::clone(&relay), stream, seat, busy.clone(), stop.clone()));
             }
         }
+        while open.try_join_next().is_some() {}
     }
     drop((listener, busy));
     if timeout(DRAIN, all_idle.recv()).await.is_err() {
@@ -92,20 +104,25 @@ pub async fn run(listener: TcpListener, hub: HubName, routes: Arc<Routes>, stop:
 async fn serve(
     relay: Arc<Relay>,
     stream: TcpStream,
-    seat: OwnedSemaphorePermit,
+    seat: Arc<Seat>,
     busy: mpsc::Sender<Infallible>,
     stop: CancellationToken,
 ) {
     let visit = Arc::new(Visit { relay, switch: Mutex::default(), broke: Arc::default() });
     let service = service_fn(|request| {
-        let visit = Arc::clone(&visit);
-        async move { Ok::<_, Infallible>(pass::answer(visit, request).await) }
+        let begun = seat.busy().map(|busy| (Arc::clone(&visit), busy));
+        async move {
+            let Some((visit, busy)) = begun else { return std::future::pending().await };
+            let answer = pass::answer(visit, request).await;
+            Ok::<_, Infallible>(answer.map(|body| UnderWay::new(body, busy)))
+        }
     });
     let client = Client::new(stream);
     let mut connection = http().serve_connection(TokioIo::new(client.clone()), service).with_upgrades();
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = client.gone() => return,
+        () = seat.given_up() => return,
         () = stop.cancelled() => {
             std::pin::Pin::new(&mut connection).graceful_shutdown();
             tokio::select! {
@@ -123,10 +140,9 @@ async fn serve(
     }
     drop((connection, client, busy));
     let switch = visit.switch.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(switch) = switch {
+    if let (Some(switch), Some(_busy)) = (switch, seat.busy()) {
         switch.join().await;
     }
-    drop(seat);
 }
 
 fn http() -> http1::Builder {

@@ -8,12 +8,14 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
+use crate::notable::{About, Notes, Retry};
+
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The next connection, tuned. Errors of single connections are passed over; want of descriptors is waited out.
 /// May be dropped half way.
-pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+pub(super) async fn accept(listener: &TcpListener, name: &str, notes: &Notes) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -24,7 +26,8 @@ pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept connections; trying again");
+                let why = error.to_string();
+                notes.retries(Retry::AcceptAgain, &About::new().at(name).why(&why));
                 sleep(ACCEPT_PAUSE).await;
             }
         }

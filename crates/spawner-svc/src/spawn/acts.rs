@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use glidepath_api_types::agent::{LaunchOrder, ListenOn};
+use glidepath_api_types::agent::{LaunchOrder, Limits, ListenOn};
 use glidepath_domain::backend::{Backend, BackendError, CancelHow, JobId, JobLabel, JobSpec};
 use glidepath_domain::names::RunId;
 use glidepath_domain::request::SpawnRequest;
@@ -21,6 +21,8 @@ use crate::store::{Store, StoreError};
 const SUBMIT_WITHIN: Duration = Duration::from_secs(60);
 /// One cancel, one forget.
 const REMOVE_WITHIN: Duration = Duration::from_secs(30);
+/// Before the launch order is read again while the database is away.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// Between two probes of a server that is not well yet.
 const PROBE_AGAIN: Duration = Duration::from_millis(300);
 
@@ -34,8 +36,8 @@ pub(super) enum Came {
     Order { number: u32, order: Result<Box<LaunchOrder>, StoreError> },
     /// Something was done.
     Done(Event),
-    /// It was not, and will be asked for again.
-    Nothing,
+    /// It was not, for this reason, and will be asked for again.
+    NotRemoved { number: u32, why: String },
 }
 
 /// Hands one attempt to its batch system.
@@ -116,8 +118,7 @@ pub(super) async fn forget(backend: Arc<dyn Backend>, label: JobLabel) -> Came {
 }
 
 fn not_removed(label: &JobLabel, why: &str) -> Came {
-    tracing::debug!(attempt = %label.attempt, why, "a job is not removed yet");
-    Came::Nothing
+    Came::NotRemoved { number: label.attempt.number, why: why.to_owned() }
 }
 
 pub(super) async fn order(
@@ -126,19 +127,31 @@ pub(super) async fn order(
     number: u32,
     listen_on: ListenOn,
     walltime_s: u64,
+    limits: Limits,
     deadlines: Deadlines,
 ) -> Came {
-    let order = read_order(&store, run).await;
+    let order = loop {
+        match read_order(&store, run).await {
+            Err(StoreError::Away(_)) => tokio::time::sleep(READ_AGAIN).await, // the attempt's deadline bounds it
+            read => break read,
+        }
+    };
     Came::Order {
         number,
-        order: order.map(|order| Box::new(order.launch(listen_on, walltime_s, &deadlines))),
+        order: order.map(|order| Box::new(order.launch(listen_on, walltime_s, limits, &deadlines))),
     }
 }
 
 /// The launch order of a run, opened.
-pub(super) async fn read_order(store: &Store, run: RunId) -> Result<SealedOrder, StoreError> {
-    let text = store.order(run).await?.ok_or_else(|| StoreError::Sealed("it is not kept".to_owned()))?;
-    SealedOrder::read(&text).map_err(|_| StoreError::Sealed("it does not read".to_owned()))
+async fn read_order(store: &Store, run: RunId) -> Result<SealedOrder, StoreError> {
+    kept_order(store, run).await?.ok_or_else(|| StoreError::Sealed("it is not kept".to_owned()))
+}
+
+/// The launch order of a run, opened; `None` once it is erased.
+pub(super) async fn kept_order(store: &Store, run: RunId) -> Result<Option<SealedOrder>, StoreError> {
+    let Some(text) = store.order(run).await? else { return Ok(None) };
+    let read = SealedOrder::read(&text).map_err(|_| StoreError::Sealed("it does not read".to_owned()))?;
+    Ok(Some(read))
 }
 
 pub(super) async fn probe(upstream: Arc<Upstream>, prefix: String, number: u32) -> Came {

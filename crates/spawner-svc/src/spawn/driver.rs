@@ -10,22 +10,29 @@ use std::time::Duration;
 use glidepath_api_types::agent::ToAgent;
 use glidepath_domain::backend::{Backend, JobLabel, JobState, ServerAddress};
 use glidepath_domain::names::{RunId, SiteName};
-use glidepath_domain::run::{Deadlines, Effect, EndReason, Event, State};
+use glidepath_domain::run::{Deadlines, Effect, Event, State};
 use glidepath_domain::site::Reach;
-use glidepath_tunnel::link::Link;
+use glidepath_tunnel::link::{Link, LinkState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+mod tell;
+
 use super::Shared;
 use super::acts::{self, Came};
+use super::launch::limits;
 use super::record::Record;
 use super::session::Session;
-use super::view::{RunView, UsedSoFar};
+use super::used::Used;
+use super::view::{NearEnd, RunView, UsedSoFar};
 use crate::arrivals::routes::RouteState;
 use crate::arrivals::upstream::Upstream;
 use crate::clock;
+use crate::notable::{About, Refusal, Repair, Retry};
 use crate::sites::SiteSetup;
+use crate::store::StoreError;
+use tell::{Before, Doubts};
 
 /// Messages that may wait for a driver. Lists leave room for what comes only once.
 pub(super) const MAILBOX: usize = 256;
@@ -42,12 +49,18 @@ pub(super) enum Message {
     Listed { number: u32, state: JobState },
     /// Something else that the state machine understands.
     Heard(Event),
-    /// An agent's report, with what its server used.
-    Reported { event: Event, usage: Option<UsedSoFar> },
+    /// An agent's report, with what its server used and which ends are near.
+    Reported { event: Event, usage: Option<UsedSoFar>, warnings: Vec<NearEnd>, agent: AgentSelf },
     /// The link of this attempt is over.
     LinkClosed(u32),
     /// The agent of this attempt is home, with a new link.
     Arrived { number: u32, link: Link },
+}
+
+/// Who an agent says it is: text from outside, capped.
+pub(super) struct AgentSelf {
+    pub(super) host: String,
+    pub(super) version: String,
 }
 
 /// One run's driver.
@@ -69,6 +82,8 @@ pub(super) struct Driver {
     soft: Option<Instant>,
     probing: bool,
     stops: Vec<oneshot::Sender<()>>,
+    used: Used,
+    doubts: Doubts,
 }
 
 /// A message of one session: an older session's words count no more.
@@ -113,6 +128,8 @@ impl Driver {
             soft: None,
             probing: false,
             stops: Vec::new(),
+            used: Used::default(),
+            doubts: Doubts::default(),
         }
     }
 
@@ -149,11 +166,15 @@ impl Driver {
             Some(came) = self.acts.join_next() => match came {
                 Ok(came) => self.came(came),
                 Err(error) => {
-                    tracing::error!(run = %self.record.run.id, %error, "an act of this run broke off");
+                    self.shared.notes.retries(Retry::ActAgain, &self.about().why(&error.to_string()));
                     self.step(Event::Tick)
                 }
             },
             Some(_) = self.sessions.join_next() => Vec::new(),
+            uses = self.used.next(self.upstream.as_deref()), if self.is_limited() => {
+                self.tell_of_use(uses);
+                Vec::new()
+            }
             () = time => self.step(Event::Tick),
         }
     }
@@ -173,9 +194,13 @@ impl Driver {
                 self.step(Event::JobSeen(number, state))
             }
             Message::Heard(event) => self.step(event),
-            Message::Reported { event, usage } => {
-                if matches!(event, Event::Report(number, ..) if self.is_current(number)) && usage.is_some() {
-                    self.record.usage = usage;
+            Message::Reported { event, usage, warnings, agent } => {
+                if let Event::Report(number, ..) = event
+                    && self.is_current(number)
+                {
+                    self.record.usage = usage.or(self.record.usage.take());
+                    self.record.warnings = warnings;
+                    self.heard_of(number, agent);
                 }
                 self.step(event)
             }
@@ -204,6 +229,7 @@ impl Driver {
         self.sessions.spawn(session.run());
         if self.direct.is_none() {
             self.upstream = Some(Upstream::new(self.record.run.id, link.clone(), None));
+            self.used = Used::default();
         }
         self.agent = Some(Agent { number, link, words });
     }
@@ -213,6 +239,7 @@ impl Driver {
         let direct = site.is_some_and(|setup| setup.site.reach == Reach::Direct);
         if direct && self.direct.as_ref() != Some(&address) {
             self.upstream = Some(Upstream::direct(self.record.run.id, address.clone()));
+            self.used = Used::default();
             self.direct = Some(address);
         }
     }
@@ -224,6 +251,7 @@ impl Driver {
                 if let Some(job) = job {
                     self.record.jobs.push((number, job.0));
                 }
+                self.tell_submit(number, &event);
                 self.step(event)
             }
             Came::Probed(event) => {
@@ -232,59 +260,35 @@ impl Driver {
             }
             Came::Order { number, order } => {
                 match order {
-                    Ok(order) => self.tell(number, ToAgent::Launch(order)),
+                    Ok(order) => {
+                        self.tell(number, ToAgent::Launch(order));
+                    }
                     Err(error) => {
-                        tracing::error!(run = %self.record.run.id, %error, "the launch order cannot be read");
+                        self.shared.notes.retries(Retry::OrderAgain, &self.about().why(&error.to_string()));
                     }
                 }
                 Vec::new()
             }
             Came::Done(event) => self.step(event),
-            Came::Nothing => Vec::new(),
+            Came::NotRemoved { number, why } => {
+                let about = self.about().attempt(self.record.attempt(number)).why(&why);
+                let about = About { site: self.site_of(number), ..about };
+                self.shared.notes.retries(Retry::RemovalAgain, &about);
+                Vec::new()
+            }
         }
     }
 
     fn step(&mut self, event: Event) -> Vec<Effect> {
         let deadlines = self.shared.settings.deadlines;
-        let (state, attempt) = (self.record.run.state, self.record.run.tries.len());
-        self.told_link(&event);
+        let before = Before::of(&self.record.run);
         let effects = self.record.run.step(event, clock::now(), &deadlines);
-        if state != self.record.run.state {
-            self.told_state();
-        }
-        if attempt != self.record.run.tries.len() {
+        if self.tell_step(&before) {
             // The way to an earlier attempt's server leads nowhere for the next one, whatever each site's reach is.
             (self.direct, self.upstream) = (None, None);
+            self.record.warnings.clear();
         }
         effects
-    }
-
-    fn told_state(&self) {
-        let run = &self.record.run;
-        let site = run.current().map(|attempt| attempt.at.site.as_str());
-        let key = self.record.key();
-        let attempt = run.tries.len();
-        let Some(end) = &run.end else {
-            let state = format!("{:?}", run.state).to_lowercase();
-            tracing::info!(run = %run.id, server.key = %key, attempt, site, "the run is {state}");
-            return;
-        };
-        let (reason, why, exit_code, signal) =
-            (end.reason.as_str(), end.message.as_str(), end.exit_code, end.signal);
-        if is_for_the_operator(end.reason) {
-            tracing::warn!(run = %run.id, server.key = %key, attempt, site, reason, why, exit_code, signal, "the run is ended");
-        } else {
-            tracing::info!(run = %run.id, server.key = %key, attempt, site, reason, why, exit_code, signal, "the run is ended");
-        }
-    }
-
-    fn told_link(&self, event: &Event) {
-        let said = match event {
-            Event::LinkCut(_) => "the link to the server's agent is cut; the run is kept",
-            Event::LinkBack(_) => "the link to the server's agent is back",
-            _ => return,
-        };
-        tracing::info!(run = %self.record.run.id, server.key = %self.record.key(), "{said}");
     }
 
     /// Writes down what changed, shows it, and does what is asked.
@@ -292,10 +296,13 @@ impl Driver {
         let now = clock::now();
         let view = self.record.view(now, self.deadlines());
         let before = self.views.borrow().clone();
+        self.tell_doubts(&view);
         let told = view_without_usage(&view) != view_without_usage(&before);
         let hard = !effects.is_empty() || view.state != before.state || view.life != before.life;
         let hard = hard || self.written.is_empty() || !self.stops.is_empty() || self.record.run.is_settled();
         let soft_due = self.soft.is_some_and(|due| Instant::now() >= due);
+        // Written down is told: whoever hears that a server is ready asks the relay at once.
+        self.route(&view);
         if hard || soft_due {
             self.write_down(&view, told, &effects).await;
         } else if told && self.soft.is_none() {
@@ -307,7 +314,6 @@ impl Driver {
         for stop in self.stops.drain(..) {
             let _ = stop.send(()); // the asker may have gone
         }
-        self.route();
         for effect in effects {
             self.act(effect);
         }
@@ -328,7 +334,10 @@ impl Driver {
                 Err(error) => Err(error),
             };
             let Err(error) = written else { return };
-            tracing::error!(run = %self.record.run.id, %error, "the run waits: its state cannot be written down");
+            // That the database is away is told by the store, once for all runs.
+            if !matches!(error, StoreError::Away(_)) {
+                self.shared.notes.retries(Retry::StoreAgain, &self.about().why(&error.to_string()));
+            }
             tokio::time::sleep(WRITE_AGAIN).await;
         }
     }
@@ -351,8 +360,7 @@ impl Driver {
     }
 
     /// Tells the relay how the server can be reached, when that changed.
-    fn route(&mut self) {
-        let view = self.views.borrow().clone();
+    pub(super) fn route(&mut self, view: &RunView) {
         let message = view.message.clone();
         let (routed, state) = match (view.state, &self.upstream) {
             (State::Ready, Some(upstream)) => {
@@ -367,7 +375,10 @@ impl Driver {
         }
         let key = self.record.key();
         if let Err(error) = self.shared.routes.put(&key.hub, &self.record.prefix, self.record.run.id, state) {
-            tracing::error!(run = %self.record.run.id, %error, "the server cannot be given a route");
+            self.shared.notes.refused(Refusal::RecordRoute, &self.about().why(&error.to_string()));
+        }
+        if matches!((&self.routed, &routed), (Some(Routed::Ready(_) | Routed::Away(_)), Routed::Ready(_))) {
+            self.shared.notes.repaired(Repair::Rerouted, &self.about());
         }
         self.routed = Some(routed);
     }
@@ -390,7 +401,9 @@ impl Driver {
                 let Some(listen_on) = self.setup(number).map(|setup| setup.listen_on) else { return };
                 let (store, deadlines) = (self.shared.store.clone(), self.shared.settings.deadlines);
                 let (run, walltime_s) = (self.record.run.id, self.record.run.walltime_s);
-                self.acts.spawn(acts::order(store, run, number, listen_on, walltime_s, deadlines));
+                let granted = self.record.run.attempt(number).map(|attempt| attempt.at.granted.clone());
+                let limits = limits(&granted.unwrap_or_default(), &self.shared.settings.warn_before_s);
+                self.acts.spawn(acts::order(store, run, number, listen_on, walltime_s, limits, deadlines));
             }
             Effect::SendStop(number, reason) => {
                 let grace_s = u32::try_from(self.deadlines().grace.as_secs()).unwrap_or(u32::MAX).max(1);
@@ -417,7 +430,7 @@ impl Driver {
                     self.shared.sites.did_well(&setup.site.name);
                 }
             }
-            Effect::EraseOrder => {} // done with the writing
+            Effect::EraseOrder => self.shared.notes.repaired(Repair::OrderErased, &self.about()), // with the writing
         }
     }
 
@@ -454,11 +467,26 @@ impl Driver {
         self.acts.spawn(acts::probe(upstream, self.record.prefix.clone(), number));
     }
 
-    fn tell(&self, number: u32, word: ToAgent) {
-        let Some(agent) = self.agent.as_ref().filter(|agent| agent.number == number) else { return };
-        if let Err(error) = agent.words.try_send(word) {
-            // It is said again with the next link or stream.
-            tracing::warn!(run = %self.record.run.id, %error, "the agent takes no words");
+    /// True when it is on its way. What is not is said again with the next link or stream.
+    fn tell(&self, number: u32, word: ToAgent) -> bool {
+        let Some(agent) = self.agent.as_ref().filter(|agent| agent.number == number) else { return false };
+        let sent = agent.words.try_send(word);
+        if let Err(error) = &sent {
+            let why = error.to_string();
+            let about = self.about().attempt(self.record.attempt(number));
+            self.shared.notes.retries(Retry::WordAgain, &about.why(&why));
+        }
+        sent.is_ok()
+    }
+
+    /// Once the agent can hear it: nobody says again what is lost with a link.
+    fn tell_of_use(&mut self, uses: u64) {
+        let hears = |agent: &&Agent| matches!(agent.link.state(), LinkState::Up { .. });
+        let number = self.agent.as_ref().filter(hears).map(|agent| agent.number);
+        if number.is_some_and(|number| self.tell(number, ToAgent::Used)) {
+            self.used.told(uses);
+        } else {
+            self.used.later();
         }
     }
 
@@ -474,6 +502,13 @@ impl Driver {
         ))
     }
 
+    /// True when its agent wants to know that a person used it.
+    fn is_limited(&self) -> bool {
+        let granted = self.record.run.current().map(|attempt| &attempt.at.granted);
+        self.record.run.state == State::Ready
+            && granted.is_some_and(|granted| granted.idle_s.is_some() || granted.unattended_s.is_some())
+    }
+
     fn is_current(&self, number: u32) -> bool {
         self.record.run.current().is_some_and(|attempt| attempt.number == number)
     }
@@ -485,22 +520,4 @@ impl Driver {
 
 fn view_without_usage(view: &RunView) -> RunView {
     RunView { usage: None, ..view.clone() }
-}
-
-/// Whether an end tells of a site or of the way home, and not of a user or their program.
-fn is_for_the_operator(reason: EndReason) -> bool {
-    match reason {
-        EndReason::NoSite
-        | EndReason::QueueDeadline
-        | EndReason::DialDeadline
-        | EndReason::StartDeadline
-        | EndReason::AgentLost
-        | EndReason::Refused
-        | EndReason::HomeAbsent => true,
-        EndReason::Stopped
-        | EndReason::Cancelled
-        | EndReason::Exited
-        | EndReason::Killed
-        | EndReason::Walltime => false,
-    }
 }

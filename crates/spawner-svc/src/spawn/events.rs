@@ -9,6 +9,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use super::record::read_view;
 use super::view::RunView;
 use super::{Events, Shared};
+use crate::notable::{About, Refusal, Retry};
 use crate::store::{EventRow, StoreError};
 
 /// Events that are read from the store at a time.
@@ -33,7 +34,10 @@ pub(super) fn of_hub(shared: Arc<Shared>, hub: HubName, after: Option<u64>) -> E
             Ok(None) => None,
             Err(error) => {
                 // The reader comes again with the id of the last event that it has.
-                tracing::warn!(hub = %feed.hub, %error, "a stream of events ends early");
+                if feed.shared.store.trouble().is_none() {
+                    let why = error.to_string();
+                    feed.shared.notes.retries(Retry::EventsAgain, &About::new().hub(&feed.hub).why(&why));
+                }
                 None
             }
         }
@@ -53,7 +57,7 @@ impl Feed {
             }
             let last = self.after.unwrap_or(0);
             match self.live.recv().await {
-                Ok(event) if *event.hub == *self.hub.as_str() && event.id > last => self.push(&event)?,
+                Ok(event) if *event.hub == *self.hub.as_str() && event.id > last => self.push(&event),
                 Ok(_) => {}
                 Err(RecvError::Lagged(_)) => self.catch_up().await?,
                 Err(RecvError::Closed) => return Ok(None),
@@ -71,9 +75,10 @@ impl Feed {
                 // Read after the id: what happens in between is told twice rather than not at all.
                 self.after = Some(newest);
                 let views = self.shared.store.views(self.hub.as_str()).await?;
-                for (n, view) in views.iter().enumerate() {
-                    let whole = n + 1 == views.len();
-                    self.ready.push_back((whole.then_some(newest), read_view(view)?));
+                let views: Vec<RunView> = views.iter().filter_map(|view| self.read(view)).collect();
+                self.ready.extend(views.into_iter().map(|view| (None, view)));
+                if let Some((id, _)) = self.ready.back_mut() {
+                    *id = Some(newest); // from here on the reader has them all
                 }
                 Ok(())
             }
@@ -85,7 +90,7 @@ impl Feed {
             let after = self.after.unwrap_or(0);
             let missed = self.shared.store.events_after(self.hub.as_str(), after, READ_AT_ONCE).await?;
             for event in &missed {
-                self.push(event)?;
+                self.push(event);
             }
             if missed.len() < READ_AT_ONCE as usize {
                 return Ok(());
@@ -93,9 +98,27 @@ impl Feed {
         }
     }
 
-    fn push(&mut self, event: &EventRow) -> Result<(), StoreError> {
+    fn push(&mut self, event: &EventRow) {
         self.after = Some(event.id);
-        self.ready.push_back((Some(event.id), read_view(&event.view)?));
-        Ok(())
+        if let Some(view) = self.read(&event.view) {
+            self.ready.push_back((Some(event.id), view));
+        }
     }
+
+    /// One that does not read is left out: it must not keep a Hub from hearing of all its others.
+    fn read(&self, view: &str) -> Option<RunView> {
+        let read = read_view(view);
+        if let Err(error) = &read {
+            let (why, run) = (error.to_string(), run_of(view));
+            let about = About::new().hub(&self.hub).at(&run).why(&why);
+            self.shared.notes.refused(Refusal::RecordUntold, &about);
+        }
+        read.ok()
+    }
+}
+
+/// The run that a view is of, as far as it reads.
+fn run_of(view: &str) -> String {
+    let view: serde_json::Value = serde_json::from_str(view).unwrap_or_default();
+    view["run"].as_str().unwrap_or("a run that it does not name").to_owned()
 }

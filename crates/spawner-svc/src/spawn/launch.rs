@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use glidepath_api_types::agent::{DialFile, LaunchOrder, ListenOn, Trust};
+use glidepath_api_types::agent::{DialFile, LaunchOrder, Limits, ListenOn, Trust};
 use glidepath_domain::names::Attempt;
+use glidepath_domain::policy::Granted;
 use glidepath_domain::run::Deadlines;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,13 @@ impl SealedOrder {
     }
 
     /// What the agent is told to start.
-    pub(super) fn launch(self, listen: ListenOn, walltime_s: u64, deadlines: &Deadlines) -> LaunchOrder {
+    pub(super) fn launch(
+        self,
+        listen: ListenOn,
+        walltime_s: u64,
+        limits: Limits,
+        deadlines: &Deadlines,
+    ) -> LaunchOrder {
         let mut argv = self.argv;
         let mut env = self.env;
         let port = match listen {
@@ -81,7 +88,17 @@ impl SealedOrder {
             working_dir: self.working_dir,
             grace_s: u32::try_from(deadlines.grace.as_secs()).unwrap_or(u32::MAX).max(1),
             walltime_s,
+            limits,
         }
+    }
+}
+
+/// What the agent is told of the limits that its user was granted.
+pub(super) fn limits(granted: &Granted, warn_before_s: &[u64]) -> Limits {
+    Limits {
+        idle_s: granted.idle_s.as_ref().map(|bound| bound.most),
+        unattended_s: granted.unattended_s.as_ref().map(|bound| bound.most),
+        warn_before_s: warn_before_s.to_vec(),
     }
 }
 
@@ -136,7 +153,7 @@ mod tests {
     }
 
     fn launched(argv: &[&str], listen: ListenOn) -> LaunchOrder {
-        order(argv).launch(listen, 60, &Deadlines::default())
+        order(argv).launch(listen, 60, Limits::default(), &Deadlines::default())
     }
 
     #[test]

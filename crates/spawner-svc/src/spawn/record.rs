@@ -6,7 +6,8 @@ use glidepath_domain::request::SpawnRequest;
 use glidepath_domain::run::{Choice, Deadlines, Moment, Run, State};
 use serde::{Deserialize, Serialize};
 
-use super::view::{RunView, UsedSoFar};
+use super::diary::{AgentSeen, Diary, Happened};
+use super::view::{NearEnd, RunView, UsedSoFar};
 use crate::store::{AttemptRow, RunRow, StoreError};
 
 /// A run with what it was asked with. No secret: that is in the sealed launch order.
@@ -17,8 +18,16 @@ pub(super) struct Record {
     pub(super) spawn_id: String,
     pub(super) prefix: String,
     pub(super) verdicts: Vec<Verdict>,
+    /// Empty in what an older version wrote.
+    #[serde(default)]
+    pub(super) diary: Diary,
+    #[serde(default)]
+    pub(super) agent: Option<AgentSeen>,
     #[serde(skip)]
     pub(super) usage: Option<UsedSoFar>,
+    /// The ends that its user was warned of, as its agent told last.
+    #[serde(skip)]
+    pub(super) warnings: Vec<NearEnd>,
     /// Names that batch systems gave to its jobs, by attempt.
     #[serde(skip)]
     pub(super) jobs: Vec<(u32, String)>,
@@ -36,6 +45,12 @@ impl Record {
     /// The site that it takes a place at: while it lives.
     pub(super) fn site(&self) -> Option<&SiteName> {
         self.run.current().filter(|_| self.run.state != State::Ended).map(|attempt| &attempt.at.site)
+    }
+
+    /// Notes in which attempt this happened.
+    pub(super) fn happened(&mut self, at: Moment, what: Happened) {
+        let attempt = self.run.current().map(|attempt| attempt.number);
+        self.diary.add(at, attempt, what);
     }
 
     pub(super) fn view(&self, now: Moment, deadlines: &Deadlines) -> RunView {
@@ -56,6 +71,10 @@ impl Record {
             requested_at: self.run.requested_at,
             since: self.run.since,
             usage: self.usage.clone(),
+            walltime_s: self.run.walltime_s,
+            lives_until: self.run.lives_until(),
+            granted: self.run.current().map(|attempt| attempt.at.granted.clone()).unwrap_or_default(),
+            near_ends: if self.run.state == State::Ready { self.warnings.clone() } else { Vec::new() },
         }
     }
 
@@ -97,7 +116,12 @@ impl Record {
 /// The sites that fit, best first: the run's plan.
 pub(super) fn plan(verdicts: &[Verdict]) -> Vec<Choice> {
     let fits = verdicts.iter().filter(|verdict| verdict.fits);
-    fits.map(|verdict| Choice { site: verdict.site.clone(), title: verdict.title.clone() }).collect()
+    let choice = |verdict: &Verdict| Choice {
+        site: verdict.site.clone(),
+        title: verdict.title.clone(),
+        granted: verdict.granted.clone(),
+    };
+    fits.map(choice).collect()
 }
 
 pub(super) fn read_view(json: &str) -> Result<RunView, StoreError> {

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use glidepath_api_types::agent::{
     CONTROL_LINE_MAX_BYTES, EndCause as WireCause, FromAgent, PURPOSE_CONTROL, Phase as WirePhase, Report,
-    ToAgent,
+    ToAgent, Warning,
 };
-use glidepath_domain::run::{EndCause, Event, Phase, ServerEnd};
+use glidepath_domain::run::{EndCause, EndReason, Event, Moment, Phase, ServerEnd};
 use glidepath_svc_kit::crash;
 use glidepath_tunnel::link::{Link, LinkState};
 use glidepath_tunnel::stream::Stream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
-use super::driver::{Message, Said};
-use super::view::UsedSoFar;
+use super::driver::{AgentSelf, Message, Said};
+use super::view::{NearEnd, UsedSoFar};
 
 /// What an agent may be told and has not taken yet.
 pub(super) const WORDS_WAITING: usize = 8;
@@ -26,6 +26,8 @@ const OPEN_AGAIN: Duration = Duration::from_secs(1);
 /// The last lines that are kept of a server, and of each.
 const LINES_MAX: usize = 40;
 const LINE_MAX_CHARS: usize = 400;
+/// Warnings of one server; there are three limits.
+const WARNINGS_MAX: usize = 8;
 const READ_BYTES: usize = 16 * 1024;
 
 /// One agent, as long as its link stands.
@@ -166,7 +168,28 @@ fn report_message(number: u32, report: Report) -> Message {
         memory_peak_bytes: usage.memory_peak_bytes,
     });
     let lines = plain_lines(&report.last_lines);
-    Message::Reported { event: Event::Report(number, phase(report.phase), lines), usage }
+    let agent = AgentSelf { host: plain_line(&report.host), version: plain_line(&report.agent_version) };
+    let warnings = near_ends(&report.warnings);
+    Message::Reported { event: Event::Report(number, phase(report.phase), lines), usage, warnings, agent }
+}
+
+/// The warnings of an agent that are of a limit, soonest end first.
+fn near_ends(warnings: &[Warning]) -> Vec<NearEnd> {
+    let near = warnings.iter().take(WARNINGS_MAX).filter_map(|warning| {
+        let reason = match warning.cause {
+            WireCause::Walltime => EndReason::Walltime,
+            WireCause::Idle => EndReason::Idle,
+            WireCause::Unattended => EndReason::Unattended,
+            WireCause::ByItself | WireCause::Asked | WireCause::HomeAbsent | WireCause::CannotStart => {
+                return None;
+            }
+        };
+        let ends_at = Moment(warning.ends_at.saturating_mul(1000));
+        Some(NearEnd { reason, ends_at, before_s: warning.before_s })
+    });
+    let mut near: Vec<NearEnd> = near.collect();
+    near.sort_by_key(|end| end.ends_at);
+    near
 }
 
 fn phase(phase: WirePhase) -> Phase {
@@ -183,6 +206,8 @@ fn phase(phase: WirePhase) -> Phase {
                 WireCause::ByItself => EndCause::ByItself,
                 WireCause::Asked => EndCause::Asked,
                 WireCause::Walltime => EndCause::Walltime,
+                WireCause::Idle => EndCause::Idle,
+                WireCause::Unattended => EndCause::Unattended,
                 WireCause::HomeAbsent => EndCause::HomeAbsent,
                 WireCause::CannotStart => EndCause::CannotStart,
             },

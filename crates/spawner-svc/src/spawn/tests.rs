@@ -3,4 +3,7 @@
 mod churn;
 mod home;
 mod house;
+mod limits;
+mod notes;
 mod queue;
+mod upgrade;

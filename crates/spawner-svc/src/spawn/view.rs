@@ -2,7 +2,8 @@
 
 use glidepath_domain::names::{RunId, ServerKey, SiteName};
 use glidepath_domain::placement::Verdict;
-use glidepath_domain::run::{End, Life, Moment, State};
+use glidepath_domain::policy::Granted;
+use glidepath_domain::run::{End, EndReason, Life, Moment, State};
 use serde::{Deserialize, Serialize};
 
 /// One run, whole, as it stood at some moment.
@@ -38,6 +39,29 @@ pub struct RunView {
     pub since: Moment,
     /// What the server used so far, when known.
     pub usage: Option<UsedSoFar>,
+    /// Seconds that it may live.
+    #[serde(default)]
+    pub walltime_s: u64,
+    /// When they are over; `None` unless the server runs.
+    #[serde(default)]
+    pub lives_until: Option<Moment>,
+    /// What its user is granted of its site's time.
+    #[serde(default)]
+    pub granted: Granted,
+    /// The ends that its user was warned of and that may still come, soonest first.
+    #[serde(default)]
+    pub near_ends: Vec<NearEnd>,
+}
+
+/// An end that is near, as its agent tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NearEnd {
+    /// What will have ended it.
+    pub reason: EndReason,
+    /// When.
+    pub ends_at: Moment,
+    /// Which of the warnings this is, in seconds before the end.
+    pub before_s: u64,
 }
 
 /// What a server used so far.

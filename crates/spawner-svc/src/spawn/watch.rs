@@ -17,6 +17,7 @@ use super::Shared;
 use super::book::Door;
 use super::driver::{MAILBOX, Message};
 use crate::clock;
+use crate::notable::{About, Doubt, Doubting, Repair};
 use crate::sites::{SiteSetup, jittered};
 
 /// One bulk query.
@@ -37,8 +38,10 @@ pub(super) async fn site(shared: Arc<Shared>, setup: SiteSetup) {
     let mut changes = shared.changes.subscribe();
     let mut orphans = HashMap::new();
     let mut unheard = 0_u32;
+    let mut doubt = None;
     loop {
         let heard = look(&shared, &setup, &mut orphans).await;
+        let heard = told(&shared, &setup, heard, &mut doubt);
         unheard = if heard { 0 } else { unheard.saturating_add(1) };
         let looked = Instant::now();
         let (slow, idle) = (jittered(shared.settings.list_slow), jittered(IDLE));
@@ -58,20 +61,34 @@ pub(super) async fn site(shared: Arc<Shared>, setup: SiteSetup) {
     }
 }
 
-/// Lists once and tells everybody. False when the site did not answer.
-async fn look(shared: &Shared, setup: &SiteSetup, orphans: &mut HashMap<Attempt, Instant>) -> bool {
+/// Tells the operator when a site falls silent and when it is heard again. True when it was heard.
+fn told(shared: &Shared, setup: &SiteSetup, heard: Result<(), String>, doubt: &mut Option<Doubting>) -> bool {
+    let about = About::new().site(&setup.site.name);
+    match &heard {
+        Ok(()) => {
+            if let Some(doubt) = doubt.take() {
+                doubt.over(&about);
+            }
+        }
+        Err(why) => {
+            doubt.get_or_insert_with(|| shared.notes.doubts(Doubt::SiteUnlisted, &about.why(why)));
+        }
+    }
+    heard.is_ok()
+}
+
+/// Lists once and tells everybody, or why the site did not answer.
+async fn look(
+    shared: &Shared,
+    setup: &SiteSetup,
+    orphans: &mut HashMap<Attempt, Instant>,
+) -> Result<(), String> {
     let watched = shared.book().watched(&setup.site.name).attempts;
     let asked = clock::now();
     let listed = match timeout(LIST_WITHIN, setup.backend.list()).await {
         Ok(Ok(jobs)) => jobs,
-        Ok(Err(error)) => {
-            silent(setup, &watched, &error.to_string());
-            return false;
-        }
-        Err(_) => {
-            silent(setup, &watched, "no answer in time");
-            return false;
-        }
+        Ok(Err(error)) => return Err(silent(&watched, error.to_string())),
+        Err(_) => return Err(silent(&watched, "no answer in time".to_owned())),
     };
     let mut seen: HashMap<Attempt, JobSeen> =
         listed.into_iter().map(|job| (job.label.attempt, job)).collect();
@@ -95,14 +112,14 @@ async fn look(shared: &Shared, setup: &SiteSetup, orphans: &mut HashMap<Attempt,
         }
     }
     remove_orphans(shared, setup, unwanted, orphans).await;
-    true
+    Ok(())
 }
 
-fn silent(setup: &SiteSetup, watched: &[(Attempt, Door)], why: &str) {
-    tracing::debug!(site = %setup.site.name, why, "the site's jobs cannot be listed");
+fn silent(watched: &[(Attempt, Door)], why: String) -> String {
     for (attempt, door) in watched {
         tell(door, Message::Heard(Event::SiteSilent(attempt.number)));
     }
+    why
 }
 
 /// A list comes again: one that finds its driver busy is dropped, and leaves room for what comes only once.
@@ -130,8 +147,8 @@ async fn remove_orphans(
             Err(_) => break, // nobody knows whether it is wanted
         }
         let since = *orphans.entry(attempt).or_insert_with(|| {
-            tracing::warn!(site = %setup.site.name, %attempt, server.key = %job.label.key, job.id = job.id.0,
-                "a job that no run wants is removed");
+            let about = About::new().key(&job.label.key).attempt(attempt).site(&setup.site.name);
+            shared.notes.repaired(Repair::Orphan, &about.at(&job.id.0));
             Instant::now()
         });
         let how = if since.elapsed() > KINDLY_FOR { CancelHow::Now } else { CancelHow::Kindly };

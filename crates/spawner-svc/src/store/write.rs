@@ -1,342 +1,305 @@
 //! The one writer: takes what waits, writes it in one transaction, tells everybody after the commit.
 //!
-//! A change that fails alone is undone alone. Some errors, a full disk among them, make the database give up the whole
-//! transaction: then nothing of it is done, nothing more is tried in it, and everybody who waits is told so.
+//! Some errors, a full disk among them, make the database give up the whole transaction: then nothing of it is done,
+//! nothing more is tried in it, and everybody who waits is told so. When the connection is lost, the writer waits for the
+//! database and writes the same again; a commit whose answer was lost is thereby found out. Who waits too long is told
+//! that nothing is done, unless it may be. A session that another service has taken over meanwhile is the end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use glidepath_domain::names::Attempt;
-use glidepath_svc_kit::crash;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection as _, Row as _};
+use sqlx::{AnyConnection, Connection as _};
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{Bound, EventRow, RunRow, StoreError, failed, get};
+use super::change::{Change, Done, Pen};
+use super::database::{Database, NotOpened};
+use super::faults::{self, Fault};
+use super::health::Health;
+use super::{CHANGES_WAITING, EventRow, StoreError};
 
 /// Changes in one transaction, at most: the first of them waits for all.
 const CHANGES_TOGETHER: usize = 256;
-
-/// What a probe writes: about as much as a start.
-const PROBE_BYTES: usize = 16 * 1024;
-
-/// A change to be written.
-pub(super) enum Change {
-    Create {
-        row: Box<RunRow>,
-        sealed: Vec<u8>,
-    },
-    Save {
-        row: Box<RunRow>,
-        tell: bool,
-        erase_order: bool,
-    },
-    Bind {
-        attempt: Attempt,
-        key: String,
-    },
-    Prune {
-        ended_before_ms: i64,
-        keep_events: u32,
-    },
-    /// Writes something and takes it back, to see whether it can be done.
-    Probe,
-    Close,
-}
-
-impl Change {
-    /// Where tests kill the service: with all of it written, and not committed.
-    fn crash_before(&self) {
-        crash::point(match self {
-            Self::Create { .. } => "store.create.before",
-            Self::Save { row, .. } if row.settled => "store.settled.before",
-            Self::Save { row, .. } => match row.state.as_str() {
-                "queued" => "store.queued.before",
-                "dialling" | "starting" => "store.starting.before",
-                "ready" => "store.ready.before",
-                "stopping" => "store.stopping.before",
-                "ended" => "store.ended.before",
-                _ => return,
-            },
-            Self::Bind { .. } => "store.bind.before",
-            Self::Prune { .. } => "store.prune.before",
-            Self::Close => "store.close.before",
-            Self::Probe => return,
-        });
-    }
-
-    /// And with all of it committed, before anybody is told.
-    fn crash_after(&self) {
-        crash::point(match self {
-            Self::Create { .. } => "store.create.after",
-            Self::Save { row, .. } if row.settled => "store.settled.after",
-            Self::Save { row, .. } => match row.state.as_str() {
-                "queued" => "store.queued.after",
-                "dialling" | "starting" => "store.starting.after",
-                "ready" => "store.ready.after",
-                "stopping" => "store.stopping.after",
-                "ended" => "store.ended.after",
-                _ => return,
-            },
-            Self::Bind { .. } => "store.bind.after",
-            Self::Prune { .. } => "store.prune.after",
-            Self::Close => "store.close.after",
-            Self::Probe => return,
-        });
-    }
-}
-
-/// What a change came to.
-pub(super) enum Done {
-    Written,
-    Bound(Bound),
-}
+/// Between two looks at the database while nothing is asked.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A look.
+const LOOKED_WITHIN: Duration = Duration::from_secs(5);
+/// One transaction on a server: beyond it the connection is taken for lost.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(20);
+/// How long a change waits for a database that is away; less than its caller waits for its answer.
+const RIDE_OUT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 20 });
+/// How often one transaction is begun again that the database gave up for the sake of another.
+const TRIES: u32 = 6;
+/// Between two tries, at least and at most; jittered.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A change and who waits for it.
 pub(super) struct Job {
-    pub(super) change: Change,
-    pub(super) reply: oneshot::Sender<Result<Done, StoreError>>,
+    change: Change,
+    reply: oneshot::Sender<Result<Done, StoreError>>,
+    asked: Instant,
 }
 
-/// What an attempt is bound to.
-pub(super) const BINDING: &str = "SELECT a.bound_key, a.fenced, r.server_key FROM attempts a \
-                                  JOIN runs r ON r.run = a.run WHERE a.run = $1 AND a.number = $2";
+impl Job {
+    /// A change that is asked for now, and where its answer comes.
+    pub(super) fn new(change: Change) -> (Self, oneshot::Receiver<Result<Done, StoreError>>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { change, reply, asked: Instant::now() }, answer)
+    }
 
-/// What a row of [`BINDING`] says to a key; `None` while no key is bound and one may be.
-pub(super) fn binding(row: &SqliteRow, key: &str) -> Result<Option<Bound>, StoreError> {
-    let bound: Option<String> = get(row, "bound_key")?;
-    let fenced: i64 = get(row, "fenced")?;
-    Ok(match bound {
-        Some(bound) if bound != key => Some(Bound::ToAnotherKey),
-        _ if fenced != 0 => Some(Bound::Fenced),
-        Some(_) => Some(Bound::ToThisKey { server_key: get(row, "server_key")? }),
-        None => None,
-    })
+    fn answer(self, done: Result<Done, StoreError>) {
+        let _ = self.reply.send(done); // the caller may have given up
+    }
 }
 
 pub(super) struct Writer {
-    pub(super) connection: SqliteConnection,
-    pub(super) jobs: mpsc::Receiver<Job>,
-    pub(super) events: broadcast::Sender<EventRow>,
-    /// Whether the last that was asked could be written.
-    pub(super) able: Arc<AtomicBool>,
+    database: Database,
+    /// `None` while it is lost.
+    connection: Option<AnyConnection>,
+    jobs: mpsc::Receiver<Job>,
+    events: broadcast::Sender<EventRow>,
+    health: Arc<Health>,
+    /// The newest event that was told.
+    newest: u64,
+    /// A commit was asked for and not answered.
+    committing: bool,
 }
 
 impl Writer {
+    pub(super) fn new(
+        database: Database,
+        connection: AnyConnection,
+        newest: u64,
+        jobs: mpsc::Receiver<Job>,
+        events: broadcast::Sender<EventRow>,
+        health: Arc<Health>,
+    ) -> Self {
+        Self { database, connection: Some(connection), jobs, events, health, newest, committing: false }
+    }
+
     /// Writes until told to close, or until every handle to the store is gone.
     pub(super) async fn run(mut self) {
-        let mut batch = Vec::with_capacity(CHANGES_TOGETHER);
-        while self.jobs.recv_many(&mut batch, CHANGES_TOGETHER).await > 0 {
-            let closes = batch.iter().any(|job| matches!(job.change, Change::Close));
-            let prunes = batch.iter().any(|job| matches!(job.change, Change::Prune { .. }));
-            self.write(std::mem::take(&mut batch)).await;
-            if closes || prunes {
-                self.empty_the_log().await;
-            }
-            if closes {
-                break;
+        match self.until_closed().await {
+            Ok(()) | Err(StoreError::Closed) => {}
+            Err(why) => {
+                tracing::error!(error = %why, "nothing more is written");
+                self.health.ended(why);
             }
         }
         self.jobs.close();
-        let _ = self.connection.close().await;
+        if let Some(connection) = self.connection.take() {
+            let _ = timeout(CLOSED_WITHIN, connection.close()).await; // its session ends with it in any case
+        }
     }
 
-    async fn write(&mut self, batch: Vec<Job>) {
-        let mut told = Vec::new();
-        let written = self.all(&batch, &mut told).await;
-        let refused = |done: &Result<Done, StoreError>| matches!(done, Err(StoreError::Database { .. }));
-        self.able.store(written.as_ref().is_ok_and(|done| !done.iter().any(refused)), Ordering::Relaxed);
-        match written {
-            Ok(done) => {
-                for event in told {
-                    let _ = self.events.send(event); // nobody may be listening
+    async fn until_closed(&mut self) -> Result<(), StoreError> {
+        let mut batch = Vec::with_capacity(CHANGES_TOGETHER);
+        loop {
+            match timeout(LOOK_EVERY, self.jobs.recv_many(&mut batch, CHANGES_TOGETHER)).await {
+                Ok(0) => return Ok(()),
+                Ok(_) => {
+                    let closes = self.write(std::mem::take(&mut batch)).await?;
+                    if closes {
+                        return Ok(());
+                    }
                 }
-                for (job, done) in batch.into_iter().zip(done) {
-                    let _ = job.reply.send(done); // the caller may have given up
-                }
+                Err(_) => self.look().await?,
             }
-            Err(error) => {
-                let _ = self.statement("ROLLBACK").await; // the database may have done it already
-                tracing::error!(%error, "the store could not write; what was asked is not done");
-                for job in batch {
-                    let _ = job.reply.send(Err(error.clone()));
+        }
+    }
+
+    /// Writes all of it and answers everybody. True when it was told to close.
+    async fn write(&mut self, mut batch: Vec<Job>) -> Result<bool, StoreError> {
+        let (mut in_doubt, mut tries) = (0, 0);
+        loop {
+            let mut told = Vec::new();
+            let fault = match self.all(&batch, in_doubt > 0, &mut told).await {
+                Ok(done) => return Ok(self.tell(batch, done, told).await),
+                Err(fault) => fault,
+            };
+            match fault {
+                Fault::Lost(why) => {
+                    if self.committing {
+                        in_doubt = batch.len();
+                    }
+                    self.come_back(why, &mut batch, in_doubt).await?;
+                }
+                Fault::Again(_) if tries < TRIES => {
+                    tries += 1;
+                    self.roll_back().await;
+                    sleep(jittered(TRY_AGAIN.0 * tries)).await;
+                }
+                Fault::Again(why) | Fault::Final(why) => {
+                    self.roll_back().await;
+                    self.health.fell(&why);
+                    let closes = batch.iter().any(|job| matches!(job.change, Change::Close));
+                    batch.into_iter().for_each(|job| job.answer(Err(why.clone())));
+                    return Ok(closes);
                 }
             }
         }
+    }
+
+    /// After the commit.
+    async fn tell(
+        &mut self,
+        batch: Vec<Job>,
+        done: Vec<Result<Done, StoreError>>,
+        told: Vec<EventRow>,
+    ) -> bool {
+        match done.iter().find_map(|done| done.as_ref().err().filter(|why| is_trouble(why))) {
+            Some(why) => self.health.fell(why),
+            None => self.health.rose(),
+        }
+        for event in told {
+            let _ = self.events.send(event); // nobody may be listening
+        }
+        let closes = batch.iter().any(|job| matches!(job.change, Change::Close));
+        let prunes = batch.iter().any(|job| matches!(job.change, Change::Prune { .. }));
+        for (job, done) in batch.into_iter().zip(done) {
+            job.answer(done);
+        }
+        if closes || prunes {
+            self.empty_the_log().await;
+        }
+        closes
     }
 
     /// All of them in one transaction. On an error it is lost, and nothing of it must be believed.
     async fn all(
         &mut self,
         batch: &[Job],
+        again: bool,
         told: &mut Vec<EventRow>,
-    ) -> Result<Vec<Result<Done, StoreError>>, StoreError> {
-        self.statement("BEGIN IMMEDIATE").await?;
+    ) -> Result<Vec<Result<Done, StoreError>>, Fault> {
+        self.committing = false;
+        if self.database.is_sqlite() {
+            return self.transaction(batch, again, told).await; // its statements have a time of their own
+        }
+        let written = timeout(WRITTEN_WITHIN, self.transaction(batch, again, told)).await;
+        written.unwrap_or_else(|_| Err(Fault::Lost(super::too_slow("written", WRITTEN_WITHIN))))
+    }
+
+    async fn transaction(
+        &mut self,
+        batch: &[Job],
+        again: bool,
+        told: &mut Vec<EventRow>,
+    ) -> Result<Vec<Result<Done, StoreError>>, Fault> {
+        let Some(connection) = &mut self.connection else { return Err(Fault::Lost(StoreError::Closed)) };
+        let mut pen = Pen { connection, again, newest: self.newest };
+        pen.statement(self.database.begin()).await?;
         let mut done = Vec::with_capacity(batch.len());
         for job in batch {
-            done.push(self.one(&job.change, told).await?);
+            done.push(pen.one(&job.change, told).await?);
             job.change.crash_before();
         }
-        self.statement("COMMIT").await?;
+        self.committing = true;
+        pen.statement("COMMIT").await?;
+        self.committing = false;
+        self.newest = pen.newest;
         batch.iter().for_each(|job| job.change.crash_after());
         Ok(done)
     }
 
-    /// One change in a savepoint of its own: when it fails, the others stand. On an outer error the savepoint is gone,
-    /// and the transaction with it: whatever came next would be written by itself.
-    async fn one(
+    async fn roll_back(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let rolled_back = sqlx::query("ROLLBACK").execute(connection).await;
+        // SQLite may have done it already; a server says nothing to that.
+        if rolled_back.is_err() && !self.database.is_sqlite() {
+            self.connection = None;
+        }
+    }
+
+    /// While nothing is asked: whether the database is there, and can write again where it could not.
+    async fn look(&mut self) -> Result<(), StoreError> {
+        if self.health.trouble().is_some() {
+            let (probe, _) = Job::new(Change::Probe);
+            return self.write(vec![probe]).await.map(drop);
+        }
+        let Some(connection) = self.connection.as_mut().filter(|_| !self.database.is_sqlite()) else {
+            return Ok(());
+        };
+        let why = match timeout(LOOKED_WITHIN, connection.ping()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => faults::failed("reached", &error),
+            Err(_) => super::too_slow("reached", LOOKED_WITHIN),
+        };
+        let mut held = Vec::new();
+        self.come_back(why, &mut held, 0).await?;
+        if held.is_empty() {
+            self.health.rose();
+            return Ok(());
+        }
+        if self.write(held).await? { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    /// Waits for a new connection. Takes in what is asked meanwhile, and tells whoever waits too long that it is not done;
+    /// the first `in_doubt` may be, and wait. An error is the writer's end.
+    async fn come_back(
         &mut self,
-        change: &Change,
-        told: &mut Vec<EventRow>,
-    ) -> Result<Result<Done, StoreError>, StoreError> {
-        let before = told.len();
-        self.statement("SAVEPOINT one").await?;
-        let done = self.apply(change, told).await;
-        if let Err(error) = &done {
-            told.truncate(before);
-            self.statement("ROLLBACK TO one").await.map_err(|_| error.clone())?;
-        }
-        self.statement("RELEASE one").await?;
-        Ok(done)
-    }
-
-    async fn apply(&mut self, change: &Change, told: &mut Vec<EventRow>) -> Result<Done, StoreError> {
-        match change {
-            Change::Create { row, sealed } => {
-                self.create(row, sealed).await?;
-                told.push(self.event(row).await?);
-            }
-            Change::Save { row, tell, erase_order } => {
-                self.save(row).await?;
-                if *erase_order {
-                    let query = sqlx::query("DELETE FROM orders WHERE run = $1").bind(row.run.to_string());
-                    query.execute(&mut self.connection).await.map_err(written)?;
+        why: StoreError,
+        held: &mut Vec<Job>,
+        in_doubt: usize,
+    ) -> Result<(), StoreError> {
+        self.connection = None; // a session that still lives ends with it
+        self.health.fell(&why);
+        let mut pause = TRY_AGAIN.0;
+        loop {
+            match self.database.writer().await {
+                Ok(connection) => {
+                    self.connection = Some(connection);
+                    return Ok(());
                 }
-                if *tell {
-                    told.push(self.event(row).await?);
+                Err(NotOpened::Taken(holder)) => {
+                    if !self.database.end_own(&holder).await && !holder.is_unknown() {
+                        return Err(StoreError::Taken(holder.to_string()));
+                    }
+                }
+                Err(NotOpened::Failed(error)) => {
+                    self.health.fell(&StoreError::Away(faults::sentence(&error, &self.database.shown())));
                 }
             }
-            Change::Bind { attempt, key } => return self.bind(*attempt, key).await.map(Done::Bound),
-            Change::Prune { ended_before_ms, keep_events } => {
-                self.prune(*ended_before_ms, *keep_events).await?;
+            while held.len() < CHANGES_WAITING
+                && let Ok(job) = self.jobs.try_recv()
+            {
+                held.push(job);
             }
-            Change::Probe => self.probe().await?,
-            Change::Close => {}
+            if held.iter().any(|job| matches!(job.change, Change::Close)) {
+                return Err(StoreError::Closed);
+            }
+            self.let_go(held, in_doubt);
+            sleep(jittered(pause)).await;
+            pause = (pause * 2).min(TRY_AGAIN.1);
         }
-        Ok(Done::Written)
     }
 
-    async fn create(&mut self, row: &RunRow, sealed: &[u8]) -> Result<(), StoreError> {
-        let query = "INSERT INTO runs (run, hub, server_key, spawn_id, state, alive, settled, requested_ms, ended_ms, \
-                     doc, view) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
-        let query = sqlx::query(query)
-            .bind(row.run.to_string())
-            .bind(&row.hub)
-            .bind(&row.server_key)
-            .bind(&row.spawn_id)
-            .bind(&row.state)
-            .bind(i64::from(row.alive))
-            .bind(i64::from(row.settled))
-            .bind(row.requested_ms)
-            .bind(row.ended_ms)
-            .bind(&row.doc)
-            .bind(&row.view);
-        query.execute(&mut self.connection).await.map_err(|error| {
-            let twice =
-                error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
-            if twice { StoreError::AlreadyAlive } else { written(error) }
-        })?;
-        self.attempts(row).await?;
-        let query = sqlx::query("INSERT INTO orders (run, sealed) VALUES ($1, $2)");
-        let query = query.bind(row.run.to_string()).bind(sealed);
-        query.execute(&mut self.connection).await.map_err(written)?;
-        Ok(())
+    /// Whoever has waited for too long and is in no doubt hears that it is not done.
+    fn let_go(&self, held: &mut Vec<Job>, in_doubt: usize) {
+        let why = self.health.trouble().unwrap_or(StoreError::Closed);
+        let (over, waits): (Vec<Job>, Vec<Job>) = held
+            .split_off(in_doubt)
+            .into_iter()
+            .partition(|job| job.asked.elapsed() > RIDE_OUT || job.reply.is_closed());
+        held.extend(waits);
+        over.into_iter().for_each(|job| job.answer(Err(why.clone())));
     }
 
-    async fn save(&mut self, row: &RunRow) -> Result<(), StoreError> {
-        let query = "UPDATE runs SET state = $2, alive = $3, settled = $4, ended_ms = $5, doc = $6, view = $7 \
-                     WHERE run = $1";
-        let query = sqlx::query(query)
-            .bind(row.run.to_string())
-            .bind(&row.state)
-            .bind(i64::from(row.alive))
-            .bind(i64::from(row.settled))
-            .bind(row.ended_ms)
-            .bind(&row.doc)
-            .bind(&row.view);
-        query.execute(&mut self.connection).await.map_err(written)?;
-        self.attempts(row).await
-    }
-
-    /// The attempts as the run has them. Never touches the bound key, and never lifts a fence.
-    async fn attempts(&mut self, row: &RunRow) -> Result<(), StoreError> {
-        for attempt in &row.attempts {
-            let query = "INSERT INTO attempts (run, number, site, fenced, job) VALUES ($1, $2, $3, $4, $5) \
-                         ON CONFLICT (run, number) DO UPDATE SET \
-                         fenced = CASE WHEN attempts.fenced = 1 THEN 1 ELSE excluded.fenced END, \
-                         job = COALESCE(excluded.job, attempts.job)";
-            let query = sqlx::query(query)
-                .bind(row.run.to_string())
-                .bind(i64::from(attempt.number))
-                .bind(&attempt.site)
-                .bind(i64::from(attempt.fenced))
-                .bind(attempt.job.as_deref());
-            query.execute(&mut self.connection).await.map_err(written)?;
-        }
-        Ok(())
-    }
-
-    async fn bind(&mut self, attempt: Attempt, key: &str) -> Result<Bound, StoreError> {
-        let (run, number) = (attempt.run.to_string(), i64::from(attempt.number));
-        let query = "UPDATE attempts SET bound_key = $3 \
-                     WHERE run = $1 AND number = $2 AND fenced = 0 AND bound_key IS NULL";
-        let query = sqlx::query(query).bind(&run).bind(number).bind(key);
-        query.execute(&mut self.connection).await.map_err(written)?;
-        let query = sqlx::query(BINDING).bind(&run).bind(number);
-        let row = query.fetch_optional(&mut self.connection).await.map_err(written)?;
-        let Some(row) = row else { return Ok(Bound::Unknown) };
-        Ok(binding(&row, key)?.unwrap_or(Bound::TooLate))
-    }
-
-    async fn event(&mut self, row: &RunRow) -> Result<EventRow, StoreError> {
-        let query = sqlx::query("INSERT INTO events (hub, run, view) VALUES ($1, $2, $3) RETURNING id");
-        let query = query.bind(&row.hub).bind(row.run.to_string()).bind(&row.view);
-        let id: i64 =
-            query.fetch_one(&mut self.connection).await.and_then(|row| row.try_get("id")).map_err(written)?;
-        Ok(EventRow { id: id.unsigned_abs(), hub: row.hub.as_str().into(), view: row.view.as_str().into() })
-    }
-
-    async fn prune(&mut self, ended_before_ms: i64, keep_events: u32) -> Result<(), StoreError> {
-        let query = "DELETE FROM runs WHERE settled = 1 AND ended_ms < $1 AND EXISTS \
-                     (SELECT 1 FROM runs later WHERE later.server_key = runs.server_key AND later.run > runs.run)";
-        let query = sqlx::query(query).bind(ended_before_ms);
-        query.execute(&mut self.connection).await.map_err(written)?;
-        let query = "DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - $1";
-        let query = sqlx::query(query).bind(i64::from(keep_events));
-        query.execute(&mut self.connection).await.map_err(written)?;
-        Ok(())
-    }
-
-    async fn probe(&mut self) -> Result<(), StoreError> {
-        let query = sqlx::query("INSERT INTO events (hub, run, view) VALUES ('', '', $1)");
-        let query = query.bind("x".repeat(PROBE_BYTES));
-        query.execute(&mut self.connection).await.map_err(written)?;
-        self.statement("DELETE FROM events WHERE hub = ''").await
-    }
-
-    /// Brings the write-ahead log into the database and cuts it to nothing: what was erased may still stand in it.
+    /// Brings SQLite's write-ahead log into the database and cuts it to nothing: what was erased may still stand in it.
     async fn empty_the_log(&mut self) {
-        if let Err(error) = self.statement("PRAGMA wal_checkpoint(TRUNCATE)").await {
+        let Some(connection) = self.connection.as_mut().filter(|_| self.database.is_sqlite()) else { return };
+        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(connection).await {
             tracing::warn!(%error, "the write-ahead log keeps what was erased until the next try");
         }
     }
-
-    async fn statement(&mut self, sql: &'static str) -> Result<(), StoreError> {
-        sqlx::query(sql).execute(&mut self.connection).await.map(drop).map_err(written)
-    }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
-fn written(error: sqlx::Error) -> StoreError {
-    failed("written", &error)
+/// Whether it is the database that fails, and not what was asked.
+fn is_trouble(why: &StoreError) -> bool {
+    matches!(why, StoreError::Database { .. } | StoreError::Away(_))
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::random_range(0.5..1.5))
 }

@@ -9,6 +9,7 @@ use glidepath_api_types::spawner::{Problem, ServerView, StateName};
 use glidepath_domain::backend::Backend;
 use glidepath_spawner::app::{App, Attach};
 use glidepath_spawner::config::{Config, SiteConfig};
+use glidepath_svc_kit::kept::Inherited;
 use glidepath_testkit::backend::FakeBackend;
 use glidepath_testkit::wait::until_some;
 use reqwest::{Method, StatusCode};
@@ -106,7 +107,7 @@ impl House {
             Ok(backends[site.site.name.as_str()].shared())
         };
         let stop = CancellationToken::new();
-        let app = App::open(config, &make, stop.clone()).await.unwrap();
+        let app = App::open(config, &make, Inherited::default(), stop.clone()).await.unwrap();
         let attach = app.attach().clone();
         let mut tasks = tokio::task::JoinSet::new();
         let (sender, receiver) = tokio::sync::oneshot::channel();

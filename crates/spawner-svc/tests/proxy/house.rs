@@ -10,6 +10,7 @@ use glidepath_domain::backend::ServerAddress;
 use glidepath_domain::names::{HubName, RunId};
 use glidepath_spawner::arrivals::routes::{RouteState, Routes};
 use glidepath_spawner::arrivals::upstream::Upstream;
+use glidepath_spawner::notable::Notes;
 use glidepath_spawner::proxy::{link, relay};
 use glidepath_spawner::tls::LinkTls;
 use glidepath_testkit::chaos::Proxy;
@@ -73,12 +74,17 @@ impl House {
     }
 
     pub(crate) async fn sharing(routes: Arc<Routes>, hub: &str) -> Self {
+        Self::narrow(routes, hub, relay::CONNECTIONS_MAX).await
+    }
+
+    /// With room for so many connections.
+    pub(crate) async fn narrow(routes: Arc<Routes>, hub: &str, connections_max: usize) -> Self {
         let hub = HubName::parse(hub).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let relay = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(relay::run(listener, hub.clone(), Arc::clone(&routes), stop.clone()));
+        tasks.spawn(relay::run(listener, hub.clone(), Arc::clone(&routes), connections_max, stop.clone()));
         Self { relay, routes, hub, stop, tasks }
     }
 
@@ -223,7 +229,7 @@ async fn door(config: HomeConfig) -> (SocketAddr, mpsc::Receiver<Link>, Cancella
     let (gate, arrived) = OpenGate::new();
     let stop = CancellationToken::new();
     let home = HomeEnd::new(config, gate);
-    leave(link::run(listener, LinkTls::PlainBehind("nobody".into()), home, stop.clone()));
+    leave(link::run(listener, LinkTls::PlainBehind("nobody".into()), home, Notes::new(), stop.clone()));
     (address, arrived, stop)
 }
 

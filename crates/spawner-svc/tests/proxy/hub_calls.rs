@@ -5,6 +5,7 @@ use std::sync::Arc;
 use glidepath_domain::names::{Attempt, HubName, ServerKey, ServerName, UserName};
 use glidepath_spawner::arrivals::{AgentStreams, Arrived};
 use glidepath_spawner::config::HubApi;
+use glidepath_spawner::notable::Notes;
 use glidepath_spawner::proxy::hub_forward::{HubForward, HubTarget};
 use glidepath_tunnel::link::Link;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::house::{SOON, leave, linked, run};
 
 /// A Hub that writes down what it is asked and answers with its name.
-struct Hub {
-    name: HubName,
+pub(crate) struct Hub {
+    pub(crate) name: HubName,
     address: std::net::SocketAddr,
     heard: mpsc::Receiver<String>,
 }
 
 impl Hub {
-    async fn start(name: &str, reply: fn(&str) -> String) -> Self {
+    pub(crate) async fn start(name: &str, reply: fn(&str) -> String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (hears, heard) = mpsc::channel(256);
@@ -36,7 +37,7 @@ impl Hub {
         Self { name: HubName::parse(name).unwrap(), address, heard }
     }
 
-    fn target(&self, base_url: &str) -> HubTarget {
+    pub(crate) fn target(&self, base_url: &str) -> HubTarget {
         HubTarget {
             name: self.name.clone(),
             api: HubApi::parse(&format!("http://{}", self.address), base_url).unwrap(),
@@ -73,12 +74,12 @@ async fn hub_answers(mut stream: TcpStream, hears: mpsc::Sender<String>, reply: 
     }
 }
 
-fn ok(_: &str) -> String {
+pub(crate) fn ok(_: &str) -> String {
     "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nset-cookie: a=b\r\nx-hub: 1\r\n\r\nok".to_owned()
 }
 
 /// The agent's end of a link whose server belongs to this hub.
-async fn agent_of(hub: &HubName, forward: &Arc<HubForward>) -> Link {
+pub(crate) async fn agent_of(hub: &HubName, forward: &Arc<HubForward>) -> Link {
     let (home, agent) = linked().await;
     let key = ServerKey {
         hub: hub.clone(),
@@ -89,7 +90,7 @@ async fn agent_of(hub: &HubName, forward: &Arc<HubForward>) -> Link {
     agent
 }
 
-async fn call(agent: &Link, request: &str) -> String {
+pub(crate) async fn call(agent: &Link, request: &str) -> String {
     let mut stream = agent.open("hub-api").unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut reply = Vec::new();
@@ -100,14 +101,15 @@ async fn call(agent: &Link, request: &str) -> String {
     String::from_utf8_lossy(&reply).into_owned()
 }
 
-fn get(path: &str) -> String {
+pub(crate) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 }
 
 #[tokio::test]
 async fn a_call_reaches_the_api_with_its_own_token_and_no_claims() {
     let mut hub = Hub::start("main", ok).await;
-    let forward = HubForward::new(vec![hub.target("/jhub/")], CancellationToken::new()).unwrap();
+    let forward =
+        HubForward::new(vec![hub.target("/jhub/")], Notes::new(), CancellationToken::new()).unwrap();
     let agent = agent_of(&hub.name, &forward).await;
     let reply = call(
         &agent,
@@ -135,7 +137,9 @@ async fn a_call_reaches_the_api_with_its_own_token_and_no_claims() {
 async fn only_the_own_hubs_api_is_reached_and_by_no_trick() {
     let mut one = Hub::start("one", ok).await;
     let mut two = Hub::start("two", ok).await;
-    let forward = HubForward::new(vec![one.target("/"), two.target("/")], CancellationToken::new()).unwrap();
+    let forward =
+        HubForward::new(vec![one.target("/"), two.target("/")], Notes::new(), CancellationToken::new())
+            .unwrap();
     let agent = agent_of(&one.name, &forward).await;
     for request in [
         get("/hub/home"),
@@ -172,7 +176,7 @@ async fn a_redirect_is_handed_back_and_not_followed() {
         "HTTP/1.1 302 Found\r\nlocation: /hub/login\r\ncontent-length: 0\r\n\r\n".to_owned()
     })
     .await;
-    let forward = HubForward::new(vec![hub.target("/")], CancellationToken::new()).unwrap();
+    let forward = HubForward::new(vec![hub.target("/")], Notes::new(), CancellationToken::new()).unwrap();
     let agent = agent_of(&hub.name, &forward).await;
     assert!(call(&agent, &get("/hub/api/user")).await.starts_with("HTTP/1.1 302 "));
     hub.heard().await;
@@ -185,7 +189,7 @@ async fn calls_and_replies_are_bounded() {
         format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", 9_000_000, "x".repeat(9_000_000))
     })
     .await;
-    let forward = HubForward::new(vec![hub.target("/")], CancellationToken::new()).unwrap();
+    let forward = HubForward::new(vec![hub.target("/")], Notes::new(), CancellationToken::new()).unwrap();
     let agent = agent_of(&hub.name, &forward).await;
     let reply = call(&agent, &get("/hub/api/users")).await;
     assert!(reply.starts_with("HTTP/1.1 502 "), "{}", &reply[..reply.len().min(300)]);
@@ -200,7 +204,7 @@ async fn calls_and_replies_are_bounded() {
 #[tokio::test]
 async fn many_calls_at_once_take_turns() {
     let mut hub = Hub::start("main", ok).await;
-    let forward = HubForward::new(vec![hub.target("/")], CancellationToken::new()).unwrap();
+    let forward = HubForward::new(vec![hub.target("/")], Notes::new(), CancellationToken::new()).unwrap();
     let agent = agent_of(&hub.name, &forward).await;
     let before = std::time::Instant::now();
     for _ in 0..100 {
@@ -217,7 +221,7 @@ async fn a_hub_that_is_down_is_a_502_and_another_purpose_is_reset() {
         api: HubApi::parse("http://127.0.0.1:9/hub/api", "/").unwrap(),
         base_url: "/".into(),
     };
-    let forward = HubForward::new(vec![target], CancellationToken::new()).unwrap();
+    let forward = HubForward::new(vec![target], Notes::new(), CancellationToken::new()).unwrap();
     let agent = agent_of(&HubName::parse("main").unwrap(), &forward).await;
     let reply = call(&agent, &get("/hub/api/user")).await;
     assert!(reply.starts_with("HTTP/1.1 502 ") && reply.contains("retry-after"), "{reply}");

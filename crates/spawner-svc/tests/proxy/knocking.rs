@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use glidepath_spawner::notable::Notes;
 use glidepath_spawner::proxy::link;
 use glidepath_spawner::tls::{self, LinkTls, ServerTls};
 use glidepath_tunnel::dial::Trust;
@@ -21,7 +22,7 @@ async fn door(tls: ServerTls, bind: &str) -> (SocketAddr, mpsc::Receiver<Link>, 
     let (gate, arrived) = OpenGate::new();
     let stop = CancellationToken::new();
     let home = HomeEnd::new(HomeConfig::default(), gate);
-    leave(link::run(listener, LinkTls::Own(tls), home, stop.clone()));
+    leave(link::run(listener, LinkTls::Own(tls), home, Notes::new(), stop.clone()));
     (address, arrived, stop)
 }
 

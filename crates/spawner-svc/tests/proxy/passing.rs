@@ -2,9 +2,32 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::house::{House, SOON, both_ways};
+use crate::house::{House, SOON, both_ways, own, run};
 use crate::server::{PatternReader, Scripted, Server, pattern_stream};
+use glidepath_spawner::arrivals::routes::{Found, Routes};
+use glidepath_spawner::arrivals::upstream::Upstream;
 use glidepath_testkit::wait;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_relay_closes_who_waits_longest_without_a_request_and_nobody_else() {
+    let server = Server::start();
+    let house = House::narrow(Routes::new(), "main", 3).await;
+    house.ready("/user/ada/", Upstream::direct(run(1), own(server.socket.clone())));
+    let mut busy = house.client().await;
+    busy.send("GET /user/ada/stream HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
+    busy.until("data: 0\n\n").await;
+    let mut silent = house.client().await;
+    let mut done = house.client().await;
+    done.send("GET /user/ada/1 HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    done.until("host: h\n").await;
+    let newcomer = "GET /user/ada/2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    assert!(house.told(newcomer).await.contains("GET /user/ada/2\n"));
+    assert_eq!(silent.rest().await, "", "it has waited longest");
+    done.send("GET /user/ada/3 HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    done.until("GET /user/ada/3\n").await;
+    server.seen.go.notify_one();
+    busy.until("data: 1\n\n").await;
+}
 
 both_ways! {
     async fn path_host_and_end_to_end_headers_arrive_as_sent(reach) {
@@ -35,6 +58,25 @@ both_ways! {
             let request = format!("{method} /user/ada/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
             let reply = house.told(&request).await;
             assert!(reply.contains(&format!("\r\n\r\n{method} /user/ada/x\n")), "{reply}");
+        }
+    }
+
+    async fn what_a_server_refuses_or_only_shows_is_not_counted_as_use_of_it(reach) {
+        let server = Server::start();
+        let house = House::with(reach, server.socket.clone()).await;
+        let Found::Ready(upstream) = house.routes.find(&house.hub, "/user/ada/") else { panic!("it is ready") };
+        let mut counted = 0;
+        for (request, is_use) in [
+            ("POST /user/ada/error", false),
+            ("POST /user/ada/early", false),
+            ("GET /user/ada/x", false),
+            ("PUT /user/ada/x", true),
+            ("DELETE /user/ada/empty", true),
+        ] {
+            house.told(&format!("{request} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await;
+            counted += u64::from(is_use);
+            let now = upstream.uses_other_than(u64::MAX).await;
+            assert_eq!(now, counted, "{request}");
         }
     }
 

@@ -190,7 +190,7 @@ pub(crate) fn put_with(out: &mut BytesMut, kind: u8, numbers: &[u64], rest: &[u8
 
 impl Frame {
     /// Appends the frame.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn put(&self, out: &mut BytesMut) {
         match self {
             Frame::Open { stream, purpose } => put_with(out, OPEN, &[*stream], purpose.as_bytes()),

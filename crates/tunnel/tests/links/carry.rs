@@ -30,6 +30,7 @@ async fn each_end_learns_who_the_other_is_and_how_far_away() {
     let agent = Agent::dial(config(&house.url(), "ticket-ada"));
     let link = house.arrival().await;
     up(&agent.link, 1).await;
+    up(&link, 1).await;
     assert_eq!(link.peer().unwrap().software, "agent/test");
     assert_eq!(agent.link.peer().unwrap().version, 1);
     let rtt = soon("a round trip", async {

@@ -141,6 +141,7 @@ fn replay(request: &Request<OutBody>) -> Option<Request<OutBody>> {
     again.uri_mut().clone_from(request.uri());
     *again.version_mut() = request.version();
     again.headers_mut().clone_from(request.headers());
+    again.extensions_mut().clone_from(request.extensions()); // who listens to interim responses
     Some(again)
 }
 

@@ -20,12 +20,20 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{LINK_WAIT, Relay, Visit};
 use crate::arrivals::routes::Found;
 use crate::arrivals::upstream::{ConnectError, Exchange, Lease, OutBody, SendError, Upstream, told};
+use crate::notable::{About, Refusal as Refused};
 use crate::proxy::body::{RelayBody, drain};
-use crate::proxy::headers::{has_token, strip_hop_by_hop, upgrade_wanted};
+use crate::proxy::headers::{has_odd_coding, has_token, strip_hop_by_hop, upgrade_wanted};
 use crate::proxy::refusal::{MARK, Refusal};
+
+/// Segments of a path that are told in the log, and their length.
+const PLACE_SEGMENTS: usize = 3;
+const PLACE_MAX_CHARS: usize = 200;
 
 /// How long a body with `Expect: 100-continue` is held back for the server's word.
 const CONTINUE_WAIT: Duration = Duration::from_secs(3);
+
+/// Interim responses (1xx) to one request; beyond that no answer is to be expected.
+const INTERIM_MAX: usize = 100;
 
 /// How long both ends have to switch protocols once the server has agreed to.
 const SWITCH_WAIT: Duration = Duration::from_secs(10);
@@ -38,9 +46,12 @@ const NOT_ANSWERING: &str = "Your server is not answering";
 /// Answers one request: with the server's response, or with a refusal.
 pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Response<RelayBody> {
     let asked_with = request.headers().clone();
+    let place = place(request.uri().path());
     let response = match pass(&visit, request).await {
         Ok(response) => response,
         Err((refusal, unread)) => {
+            let about = About::new().hub(&visit.relay.hub).at(&place).why(&refusal.sentence);
+            visit.relay.routes.notes().refused(refusal.note, &about);
             if let Some(mut body) = unread {
                 drain(&mut body).await;
             }
@@ -51,9 +62,15 @@ pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Res
     response
 }
 
-type Refused = (Refusal, Option<Incoming>);
+/// What a path begins with: enough to tell whose server is meant, and no more.
+fn place(path: &str) -> String {
+    let end = path.match_indices('/').nth(PLACE_SEGMENTS).map_or(path.len(), |(at, _)| at);
+    path[..end].chars().take(PLACE_MAX_CHARS).collect()
+}
 
-async fn pass(visit: &Visit, mut request: Request<Incoming>) -> Result<Response<RelayBody>, Refused> {
+type Unanswered = (Refusal, Option<Incoming>);
+
+async fn pass(visit: &Visit, mut request: Request<Incoming>) -> Result<Response<RelayBody>, Unanswered> {
     if let Err(refusal) = check(&request) {
         return Err((refusal, Some(request.into_body())));
     }
@@ -62,12 +79,25 @@ async fn pass(visit: &Visit, mut request: Request<Incoming>) -> Result<Response<
         Err(refusal) => return Err((refusal, Some(request.into_body()))),
     };
     let wanted = upgrade_wanted(request.headers()).filter(|_| request.version() == Version::HTTP_11);
+    let changes = !request.method().is_safe();
     let client = wanted.is_some().then(|| hyper::upgrade::on(&mut request));
-    let exchange = upstream.send(outward(request, wanted)).await.map_err(|error| (not_sent(error), None))?;
+    let (request, too_much) = outward(request, wanted);
+    let exchange = tokio::select! {
+        exchange = upstream.send(request) => exchange.map_err(|error| (not_sent(error), None))?,
+        Ok(()) = too_much => {
+            let sentence = "It sent interim responses without end, and no answer.".to_owned();
+            return Err((Refusal::bad_gateway(sentence), None));
+        }
+    };
+    // What the server refuses is nobody's use of it: anybody may ask.
+    if changes && exchange.response.status().is_success() {
+        upstream.used();
+    }
     inward(visit, exchange, client).map_err(|refusal| (refusal, None))
 }
 
-/// Refuses what no server behind the Hub's proxy is asked: another target than a path, or an ambiguous host.
+/// Refuses what no server behind the Hub's proxy is asked: another target than a path, an ambiguous host, a
+/// body whose end readers may see elsewhere.
 fn check(request: &Request<Incoming>) -> Result<(), Refusal> {
     if request.method() == Method::CONNECT {
         return Err(Refusal::bad_request("this is no forward proxy: CONNECT is not served"));
@@ -75,6 +105,9 @@ fn check(request: &Request<Incoming>) -> Result<(), Refusal> {
     let uri = request.uri();
     if uri.scheme().is_some() || uri.authority().is_some() {
         return Err(Refusal::bad_request("this is no forward proxy: ask with a path"));
+    }
+    if has_odd_coding(request.headers()) {
+        return Err(Refusal::bad_request("the only transfer encoding is chunked, said once"));
     }
     let hosts = request.headers().get_all(header::HOST).iter().count();
     match (hosts, request.version()) {
@@ -96,16 +129,19 @@ async fn reach(relay: &Relay, path: &str) -> Result<Arc<Upstream>, Refusal> {
                 Err(error @ ConnectError::Closed(_)) => not_answering(&error),
                 Err(error) => return Err(not_answering(&error)),
             },
-            Found::Away { message } => Refusal::unavailable(NOT_ANSWERING, message, 5),
+            Found::Away { message } => Refusal::unavailable(Refused::PageAway, NOT_ANSWERING, message, 5),
             Found::Waiting { message } => {
-                return Err(Refusal::unavailable("Your server is starting", message, 3));
+                let title = "Your server is starting";
+                return Err(Refusal::unavailable(Refused::PageStarting, title, message, 3));
             }
             Found::Ended { message } => {
-                return Err(Refusal::unavailable("Your server is not running", message, 30));
+                let title = "Your server is not running";
+                return Err(Refusal::unavailable(Refused::PageEnded, title, message, 30));
             }
             Found::Unknown => {
                 let sentence = "There is no server at this address. Start it from the Hub's home page.";
-                return Err(Refusal::unavailable("No such server", sentence.to_owned(), 30));
+                let (note, title) = (Refused::PageUnknown, "No such server");
+                return Err(Refusal::unavailable(note, title, sentence.to_owned(), 30));
             }
         };
         if timeout_at(deadline, changes.changed()).await.is_err() {
@@ -132,17 +168,18 @@ fn not_answering(error: &ConnectError) -> Refusal {
             "Its address is taken by another account, so nothing is sent there.".to_owned()
         }
     };
-    Refusal::unavailable(NOT_ANSWERING, sentence, 5)
+    let note = match error {
+        ConnectError::Cut { .. } | ConnectError::Closed(_) => Refused::PageAway,
+        ConnectError::NoStream(_) => Refused::PageNoStream,
+        ConnectError::Connect { .. } => Refused::PageConnect,
+        ConnectError::WrongOwner { .. } => Refused::PageWrongOwner,
+    };
+    Refusal::unavailable(note, NOT_ANSWERING, sentence, 5)
 }
 
 fn not_sent(error: SendError) -> Refusal {
     match error {
-        SendError::Connect(error) => {
-            if matches!(error, ConnectError::WrongOwner { .. }) {
-                tracing::warn!(%error, "a server's socket is not its account's; nothing was sent there");
-            }
-            not_answering(&error)
-        }
+        SendError::Connect(error) => not_answering(&error),
         SendError::Broken(error) => {
             tracing::debug!(error = told(&error), "an exchange broke before the response");
             Refusal::bad_gateway("The connection to it ended before it answered. Try again.".to_owned())
@@ -150,8 +187,12 @@ fn not_sent(error: SendError) -> Refusal {
     }
 }
 
-/// The request as the server gets it: path, host and all end-to-end fields as received.
-fn outward(request: Request<Incoming>, upgrade: Option<HeaderValue>) -> Request<OutBody> {
+/// The request as the server gets it: path, host and all end-to-end fields as received. And the word that the server says
+/// too much before its answer.
+fn outward(
+    request: Request<Incoming>,
+    upgrade: Option<HeaderValue>,
+) -> (Request<OutBody>, oneshot::Receiver<()>) {
     let (parts, body) = request.into_parts();
     let Parts { method, uri, mut headers, .. } = parts;
     let takes_trailers = has_token(&headers, &header::TE, "trailers");
@@ -175,33 +216,52 @@ fn outward(request: Request<Incoming>, upgrade: Option<HeaderValue>) -> Request<
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     let mut out = Request::new(OutBody::Empty);
+    let Interim { wants_body, too_much } = listen(&mut out);
     if empty {
         headers.remove(header::EXPECT);
     } else if expects {
-        let until = continue_word(&mut out);
-        *out.body_mut() = OutBody::Held { body, until: Some(until) };
+        *out.body_mut() = OutBody::Held { body, until: Some(continue_word(wants_body)) };
     } else {
         *out.body_mut() = OutBody::Through(body);
     }
     *out.method_mut() = method;
     *out.uri_mut() = uri;
     *out.headers_mut() = headers;
-    out
+    (out, too_much)
 }
 
-/// Ready when the server says `100 Continue` to this request, or has been silent for [`CONTINUE_WAIT`].
-fn continue_word(request: &mut Request<OutBody>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    let (said, heard) = oneshot::channel();
-    let said = Mutex::new(Some(said));
+/// What a server says before its answer.
+struct Interim {
+    /// Told at the first `100 Continue`.
+    wants_body: oneshot::Receiver<()>,
+    /// Told after [`INTERIM_MAX`] interim responses.
+    too_much: oneshot::Receiver<()>,
+}
+
+/// Listens to the interim responses of this request.
+fn listen(request: &mut Request<OutBody>) -> Interim {
+    let (wants, wants_body) = oneshot::channel();
+    let (much, too_much) = oneshot::channel();
+    let heard = Mutex::new((0, Some(wants), Some(much)));
     hyper::ext::on_informational(request, move |response| {
-        if response.status() == StatusCode::CONTINUE
-            && let Some(said) = said.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
-            let _ = said.send(()); // the body may be gone already
+        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.0 += 1;
+        let word = match response.status() {
+            _ if heard.0 > INTERIM_MAX => heard.2.take(),
+            StatusCode::CONTINUE => heard.1.take(),
+            _ => None,
+        };
+        if let Some(word) = word {
+            let _ = word.send(()); // nobody may wait for it
         }
     });
+    Interim { wants_body, too_much }
+}
+
+/// Ready when the server says that it wants the body, or has been silent for [`CONTINUE_WAIT`].
+fn continue_word(wants_body: oneshot::Receiver<()>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        let _ = timeout(CONTINUE_WAIT, heard).await; // silence is no refusal
+        let _ = timeout(CONTINUE_WAIT, wants_body).await; // silence is no refusal
     })
 }
 
@@ -221,8 +281,7 @@ fn inward(
         *visit.switch.lock().unwrap_or_else(PoisonError::into_inner) = Some(switch);
         return Ok(switched(response.headers_mut()));
     }
-    let mut encodings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
-    if encodings.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+    if has_odd_coding(response.headers()) {
         return Err(Refusal::bad_gateway(
             "Its response has a transfer encoding other than chunked.".to_owned(),
         ));

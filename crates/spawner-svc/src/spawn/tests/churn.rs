@@ -7,9 +7,12 @@ use glidepath_domain::backend::Backend as _;
 use glidepath_domain::names::RunId;
 use glidepath_domain::run::State;
 use glidepath_testkit::backend::FakeBackend;
+use glidepath_testkit::postgres::Cluster;
 use glidepath_testkit::wait::until;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+
+use crate::store::Database;
 
 use super::house::{Agent, House, LONG, Plan, Server, hub, key};
 
@@ -18,9 +21,21 @@ const USERS: usize = 12;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_at_random_points_submit_nothing_twice_and_leave_nothing() {
+    crashes(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crashes_at_random_points_with_the_store_in_postgresql_submit_nothing_twice_and_leave_nothing() {
+    let cluster = Cluster::start(&[]);
+    cluster.make("churn", "churns");
+    let url = cluster.url("churn:churns", "churn");
+    crashes(Some(Database::postgresql(url.into(), cluster.url("churn", "churn")))).await;
+}
+
+async fn crashes(database: Option<Database>) {
     let mut dice = StdRng::seed_from_u64(7);
     let (here, far) = (FakeBackend::accepting(), FakeBackend::queueing());
-    let mut house = House::build(Plan::with(&[("here", &here), ("far", &far)])).await;
+    let mut house = House::build(Plan { database, ..Plan::with(&[("here", &here), ("far", &far)]) }).await;
     let mut runs: BTreeSet<RunId> = BTreeSet::new();
     let mut agents: Vec<Agent> = Vec::new();
     for round in 0..ROUNDS {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use glidepath_api_types::agent::{EndCause, Phase, Usage};
 use glidepath_domain::backend::{Backend as _, JobEnd, JobState, ServerAddress};
 use glidepath_domain::run::{EndReason, State};
@@ -13,6 +13,7 @@ use secrecy::ExposeSecret as _;
 
 use super::house::{Agent, House, LONG, Plan, Server, attempt, ended, hub, key};
 use crate::arrivals::routes::Found;
+use crate::notable::Refusal;
 use crate::spawn::UsedSoFar;
 
 async fn ready(backend: &FakeBackend) -> (House, Agent) {
@@ -38,6 +39,49 @@ async fn a_server_is_ready_when_it_answers_and_then_it_is_routed() {
     assert_eq!(order.env["JUPYTERHUB_API_TOKEN"].expose_secret(), "token-of-spawn-ada");
     assert_eq!(order.env["JUPYTERHUB_SERVICE_URL"].expose_secret(), "http://127.0.0.1:8888/user/ada/");
     assert_eq!(order.hub_url_vars, ["JUPYTERHUB_API_URL"]);
+}
+
+/// Somebody on another core, who asks in the same moment. It is a race: many servers, so that one loses it.
+#[tokio::test]
+async fn whoever_hears_that_a_server_is_ready_finds_it_at_the_relay() {
+    const SERVERS: usize = 40;
+    let backend = FakeBackend::accepting();
+    let house = House::with(&backend).await;
+    let mut told = house.spawner.events(&hub(), None);
+    let (routes, runtime) = (house.routes.clone(), tokio::runtime::Handle::current());
+    let hasty = std::thread::spawn(move || {
+        let _in_runtime = runtime.enter();
+        let (mut ready, mut without_route) = (0, 0);
+        while ready < SERVERS {
+            let Some((_, view)) = told.next().now_or_never().map(Option::unwrap) else { continue };
+            if view.state == State::Ready {
+                let found = routes.find(&hub(), &format!("/user/{}/api", view.key.user.as_str()));
+                ready += 1;
+                without_route += usize::from(!matches!(found, Found::Ready(_)));
+            }
+        }
+        without_route
+    });
+    let mut agents = Vec::new();
+    for number in 0..SERVERS {
+        let user = format!("user{number}");
+        let run = house.start(&user).await.view.run;
+        house.reaches(&user, State::Dialling).await;
+        agents.push(Agent::of(&backend, attempt(run, 1), Server::Answers(200)));
+    }
+    for number in 0..SERVERS {
+        house.reaches(&format!("user{number}"), State::Ready).await;
+    }
+    assert_eq!(hasty.join().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn the_relay_knows_a_server_of_before_from_its_first_moment() {
+    let backend = FakeBackend::accepting();
+    let (house, _agent) = ready(&backend).await;
+    assert!(matches!(house.ada_at_load, Found::Unknown));
+    let house = house.crash().await;
+    assert!(matches!(house.ada_at_load, Found::Away { .. }), "it is waited for, not refused");
 }
 
 #[tokio::test]
@@ -271,7 +315,7 @@ async fn a_ticket_shown_again_with_another_key_is_refused_and_counted_and_gets_n
     let mut thief = Agent::of(&backend, attempt(house.view("ada").run, 1), Server::Answers(200));
     assert!(matches!((&mut thief.end).await.unwrap(), DialEnd::Refused(_)));
     assert!(thief.orders.try_recv().is_err());
-    assert_eq!(house.arrivals.replays(), 1);
+    assert_eq!(house.notes.counted(Refusal::KnockOtherKey), 1);
     assert_eq!(house.view("ada").state, State::Ready);
 }
 

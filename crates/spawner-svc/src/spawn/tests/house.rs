@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use glidepath_api_types::agent::{
     DialFile, EndCause, FromAgent, LaunchOrder, ListenOn, PURPOSE_CONTROL, Phase, Report, ServerEnd, ToAgent,
-    Trust, Usage,
+    Trust, Usage, Warning,
 };
 use glidepath_domain::backend::JobEnd;
 use glidepath_domain::names::{
@@ -31,12 +31,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::arrivals::routes::Routes;
+use crate::arrivals::routes::{Found, Routes};
 use crate::arrivals::{AgentStreams, Arrivals, Arrived};
+use crate::notable::Notes;
 use crate::seal::Seal;
 use crate::sites::{Pace, SiteSetup, Sites};
 use crate::spawn::{Parts, RunView, Settings, SpawnOrder, Spawner, StartError, Started};
-use crate::store::Store;
+use crate::store::{Database, Store};
 
 pub(super) const LONG: Duration = Duration::from_secs(20);
 
@@ -53,6 +54,8 @@ pub(super) struct Plan {
     pub(super) deadlines: Deadlines,
     /// The sites whose servers are reached at their own address.
     pub(super) direct: &'static [&'static str],
+    /// Where the store is, if not in the folder.
+    pub(super) database: Option<Database>,
 }
 
 impl Plan {
@@ -66,7 +69,7 @@ impl Plan {
             doubt: s(30),
             grace: Duration::from_millis(400),
         };
-        Self { sites: sites.collect(), deadlines, direct: &[] }
+        Self { sites: sites.collect(), deadlines, direct: &[], database: None }
     }
 }
 
@@ -79,6 +82,9 @@ pub(super) struct House {
     pub(super) arrivals: Arc<Arrivals>,
     pub(super) routes: Arc<Routes>,
     pub(super) home_url: String,
+    /// What the relay knew of ada's server before anything ran.
+    pub(super) ada_at_load: Found,
+    pub(super) notes: Notes,
     tasks: JoinSet<()>,
 }
 
@@ -92,10 +98,12 @@ impl House {
     }
 
     async fn open(plan: Plan, dir: Arc<tempfile::TempDir>, port: Option<u16>) -> Self {
-        let store = Store::open(dir.path(), Seal::in_state_dir(dir.path()).unwrap()).await.unwrap();
+        let database = plan.database.clone().unwrap_or_else(|| Database::in_folder(dir.path()));
+        let store = Store::open_in(database, Seal::in_state_dir(dir.path()).unwrap()).await.unwrap();
         let instance = InstanceId::parse("house").unwrap();
+        let notes = Notes::new();
         let (arrivals, arrived) =
-            Arrivals::new(dir.path(), instance, store.clone(), Arc::new(NoStreams)).unwrap();
+            Arrivals::new(dir.path(), instance, store.clone(), Arc::new(NoStreams), notes.clone()).unwrap();
         let listener = TcpListener::bind(("127.0.0.1", port.unwrap_or(0))).await.unwrap();
         let home_url = format!("ws://{}/link", listener.local_addr().unwrap());
         let gate: Arc<dyn Gate> = arrivals.clone();
@@ -114,13 +122,13 @@ impl House {
             setup(name, backend, limits.clone(), reach)
         });
         let pace = Pace { snapshot_every: Duration::from_millis(200), ..Pace::default() };
-        let sites = Sites::new(setups.collect(), pace);
+        let sites = Sites::new(setups.collect(), pace, notes.clone());
         for setup in sites.setups() {
             sites.refresh(setup).await;
         }
         let asked = sites.clone();
         tasks.spawn(async move { asked.run(CancellationToken::new()).await });
-        let routes = Routes::new();
+        let routes = Routes::noting(notes.clone());
         let settings = Settings {
             deadlines: plan.deadlines,
             list_fast: Duration::from_millis(50),
@@ -135,10 +143,12 @@ impl House {
             routes: routes.clone(),
             arrived,
             settings,
+            notes: notes.clone(),
         };
         let (spawner, task) = Spawner::load(parts).await.unwrap();
+        let ada_at_load = routes.find(&hub(), "/user/ada/api");
         tasks.spawn(async move { task.run(CancellationToken::new()).await.unwrap() });
-        Self { plan, dir, spawner, store, arrivals, routes, home_url, tasks }
+        Self { plan, dir, spawner, store, arrivals, routes, home_url, ada_at_load, notes, tasks }
     }
 
     /// Every task is dropped where it stands, nothing is closed; then a new service on the same folder and port.
@@ -171,6 +181,14 @@ impl House {
 
     pub(super) async fn stop(&self, user: &str) -> Option<RunView> {
         self.spawner.stop(&key(user), None, false).await.unwrap()
+    }
+
+    /// Does something to the database behind the service's back.
+    pub(super) async fn database(&self, sql: &'static str) {
+        use sqlx::ConnectOptions as _;
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.dir().join("glidepath.db"));
+        let mut connection = options.connect().await.unwrap();
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -240,6 +258,8 @@ pub(super) enum Server {
     Exits(i32),
     /// It runs and never listens.
     NeverListens,
+    /// Its command is not there.
+    CannotStart,
 }
 
 /// An agent: a real dialler, a server made of one answer.
@@ -247,6 +267,8 @@ pub(super) struct Agent {
     _link: Link,
     said: tokio::sync::mpsc::Sender<FromAgent>,
     pub(super) orders: tokio::sync::mpsc::Receiver<LaunchOrder>,
+    /// Home's words that a person used the server.
+    pub(super) uses: tokio::sync::mpsc::Receiver<()>,
     pub(super) end: tokio::sync::oneshot::Receiver<DialEnd>,
     _tasks: JoinSet<()>,
 }
@@ -277,6 +299,7 @@ impl Agent {
         });
         let (said, words) = tokio::sync::mpsc::channel(16);
         let (launched, orders) = tokio::sync::mpsc::channel(16);
+        let (used, uses) = tokio::sync::mpsc::channel(16);
         let words = Arc::new(tokio::sync::Mutex::new(words));
         let accepting = link.clone();
         let telling = said.clone();
@@ -288,6 +311,7 @@ impl Agent {
                         words: words.clone(),
                         telling: telling.clone(),
                         launched: launched.clone(),
+                        used: used.clone(),
                         server: server.clone(),
                         job: job.clone(),
                     };
@@ -297,13 +321,20 @@ impl Agent {
                 }
             }
         });
-        Self { _link: link, said, orders, end, _tasks: tasks }
+        Self { _link: link, said, orders, uses, end, _tasks: tasks }
     }
 
     /// Tells what its server used, in the phase in which it is ready.
     pub(super) async fn used(&self, usage: Usage) {
         let FromAgent::Report(mut told) = report(Phase::Listening, &[]);
         told.usage = Some(usage);
+        self.said.send(FromAgent::Report(told)).await.unwrap();
+    }
+
+    /// Tells of ends that are near.
+    pub(super) async fn warns(&self, warnings: Vec<Warning>) {
+        let FromAgent::Report(mut told) = report(Phase::Listening, &[]);
+        told.warnings = warnings;
         self.said.send(FromAgent::Report(told)).await.unwrap();
     }
 
@@ -316,6 +347,7 @@ struct Talk {
     words: Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<FromAgent>>>,
     telling: tokio::sync::mpsc::Sender<FromAgent>,
     launched: tokio::sync::mpsc::Sender<LaunchOrder>,
+    used: tokio::sync::mpsc::Sender<()>,
     server: Server,
     job: Option<(FakeBackend, Attempt)>,
 }
@@ -335,9 +367,13 @@ impl Talk {
                             let phase = match self.server {
                                 Server::Answers(_) | Server::Mute => Phase::Listening,
                                 Server::NeverListens => Phase::Starting,
+                                Server::CannotStart => ended(None, None, EndCause::CannotStart),
                                 Server::Exits(code) => ended(Some(code), None, EndCause::ByItself),
                             };
                             let _ = self.telling.send(report(phase, &["hello from the server"])).await;
+                        }
+                        ToAgent::Used => {
+                            let _ = self.used.try_send(());
                         }
                         ToAgent::Stop { .. } => {
                             let _ = self.telling.send(report(ended(Some(0), None, EndCause::Asked), &[])).await;
@@ -385,5 +421,6 @@ fn report(phase: Phase, last_lines: &[&str]) -> FromAgent {
         arch: "x86_64".to_owned(),
         usage: None,
         last_lines: last_lines.iter().map(|line| (*line).to_owned()).collect(),
+        warnings: vec![],
     })
 }

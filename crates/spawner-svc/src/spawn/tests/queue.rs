@@ -12,7 +12,7 @@ use glidepath_testkit::wait::{holds, until};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::house::{House, LONG, Plan, attempt, hub, key, order};
-use crate::spawn::StartError;
+use crate::spawn::{StartError, StopError};
 
 #[tokio::test]
 async fn a_second_put_of_the_same_spawn_finds_the_same_run_and_submits_once() {
@@ -49,6 +49,41 @@ async fn a_late_repeat_of_a_spawn_that_ended_starts_nothing() {
     assert_eq!((late.view.run, late.view.state), (first.view.run, State::Ended));
     let fresh = house.try_start("ada", "another").await.unwrap();
     assert_ne!(fresh.view.run, first.view.run);
+}
+
+/// The launch order goes with the end, and that is written down before it is told.
+#[tokio::test]
+async fn a_start_that_meets_a_run_at_its_end_is_a_new_run_and_no_error() {
+    for _ in 0..12 {
+        let house = House::with(&FakeBackend::refusing("no account")).await; // a fresh site does not rest
+        let first = house.try_start("ada", "one").await.unwrap().view.run;
+        let without_pause = async {
+            for spawn in 0.. {
+                let again = house.try_start("ada", &format!("again-{spawn}")).await.unwrap();
+                if again.view.run != first {
+                    break;
+                }
+                assert!(again.adopted.is_some(), "a live run is handed over with its token");
+            }
+        };
+        tokio::time::timeout(LONG, without_pause).await.expect("the next start is a new run");
+    }
+}
+
+/// As while the answer to a commit is waited for.
+#[tokio::test]
+async fn a_stop_that_cannot_tell_what_comes_of_a_start_says_so_and_not_that_there_is_none() {
+    let house = House::with(&FakeBackend::queueing()).await;
+    let in_hand = house.spawner.shared.turn_of(&key("ada")).await.unwrap();
+    tokio::time::pause(); // nobody waits half a minute for it
+    let ada = key("ada");
+    let (stopped, started) =
+        tokio::join!(house.spawner.stop(&ada, None, false), house.try_start("ada", "again"));
+    tokio::time::resume();
+    assert!(matches!(stopped, Err(StopError::StillStarting)), "{stopped:?}");
+    assert!(matches!(started, Err(StartError::StillStarting)), "{started:?}");
+    drop(in_hand);
+    assert!(house.stop("ada").await.is_none());
 }
 
 #[tokio::test]
