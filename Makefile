@@ -2,12 +2,17 @@
 SHELL := /bin/bash
 PORT ?= 8000
 DEMO_DIR ?= $(CURDIR)/.demo
+OUTAGE_S ?= 600
+SECONDS ?= 60
+SERVERS ?= 500
+USERS ?= 2000
+HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e fmt wheel deny lock clean
+.PHONY: help demo test check e2e acceptance flood fuzz churn load soak fmt wheel deny lock clean
 
 help: ## Shows this list
-	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Runs a real JupyterHub with two sites on http://127.0.0.1:$(PORT); keeps its files in DEMO_DIR
 	@PORT="$(PORT)" DEMO_DIR="$(DEMO_DIR)" scripts/demo
@@ -20,6 +25,24 @@ check: ## Lints and fast tests, for while one works
 
 e2e: ## The end-to-end tests alone; T='-k sentence' chooses
 	@scripts/e2e $(T)
+
+acceptance: ## The acceptance scenarios with outages of OUTAGE_S seconds: ten minutes unless told otherwise
+	@OUTAGE_S="$(OUTAGE_S)" scripts/e2e -k test_scenario --timeout 4000
+
+flood: ## Ten thousand half-open connections until their deadline, which takes minutes
+	@cargo test -p glidepath-spawner-svc --test command -- --include-ignored half_open
+
+fuzz: ## Fuzzes all targets, or T=target, for SECONDS=60 each; keeps what crashes and says how to replay it
+	@scripts/fuzz "$(SECONDS)" $(T)
+
+churn: ## Everybody dies while users come and go: KILLS=300 times, as SEED= says; ends with who is where
+	@scripts/many churn
+
+load: ## Measures SERVERS servers and USERS users; writes the table of docs/reliability.md
+	@scripts/many load --servers "$(SERVERS)" --users "$(USERS)" --write
+
+soak: ## Looks for what grows in HOURS hours of light churn; writes the table of docs/reliability.md
+	@scripts/many soak --hours "$(HOURS)" --write
 
 fmt: ## Formats Rust and Python
 	@scripts/setup check && . ./.paths && cargo fmt && "$$GLIDEPATH_TOOLS/bin/ruff" format . && "$$GLIDEPATH_TOOLS/bin/ruff" check --fix-only --quiet .

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyterhub.orm import new_session_factory
 
 from fake_service import FakeService
 from jupyterhub_glidepath.connection import close_all
@@ -52,6 +53,7 @@ def make_spawner(service_url: str, secret_file: Path, user: str = "ada", name: s
         url=f"/user/{user}/",
         settings={"failure_count": 0},
         groups=[SimpleNamespace(name="physics")],
+        db=new_session_factory()(),
         get_auth_state=no_auth_state,
     )
     hub = SimpleNamespace(base_url="/hub/", api_url="http://127.0.0.1:8081/hub/api", public_host="")
@@ -76,7 +78,7 @@ class OrmSpawner(SimpleNamespace):
     """As ``jupyterhub.orm.Spawner`` in what a spawner touches."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name=name, user_options=None, oauth_client=None, server=None, state={})
+        super().__init__(name=name, user_id=1, user_options=None, oauth_client=None, server=None, state={})
 
 
 class HubServer(SimpleNamespace):

@@ -20,6 +20,8 @@ class FakeService:
         self.asked: list[str] = []
         self.refuse_with: tuple[int, dict[str, Any], dict[str, str]] | None = None
         self.adopt: str | None = None
+        #: A start is taken, and only then done, after so long.
+        self.late_s = 0.0
         self.broken = False
         self.relay_status = 200
         self.form_html = "<p>the service's form</p>"
@@ -71,7 +73,7 @@ class FakeService:
                 "key": key, "user": user, "server": server, "run": None, "attempt": None, "state": "none",
                 "life": "gone", "site": None, "message": "", "progress": 0, "queue_position": None,
                 "predicted_wait_s": None, "url": None, "end": None, "verdicts": [], "requested_at": None,
-                "since": None, "usage": None,
+                "since": None, "usage": None, "limits": None, "near_ends": [],
             },
         )  # fmt: skip
         view.update(fields)
@@ -111,6 +113,7 @@ class FakeService:
         if self.refuse_with is not None:
             status, problem, headers = self.refuse_with
             return web.json_response({"status": status, **problem}, status=status, headers=headers)
+        await asyncio.sleep(self.late_s)
         key = request.match_info["key"]
         view = self.servers.get(key)
         if view is None or view["state"] in ("none", "ended"):

@@ -25,7 +25,7 @@ class Hub:
 
     def __init__(self, folder: Path, service_url: str, secret_file: Path, proxy: str = "") -> None:
         self.folder = folder
-        self.port, self.public_port, proxy_api_port = (_free_port() for _ in range(3))
+        self.port, self.public_port, proxy_api_port = (free_port() for _ in range(3))
         _write_package_info(folder / "packages")
         self.env = {
             **os.environ,
@@ -132,7 +132,7 @@ class Hub:
         raise AssertionError("waited in vain\n" + self.log())
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below those that the kernel hands out by itself, so that it is still free when the Hub binds it."""
     while True:
         port = random.randrange(18_000, 30_000)

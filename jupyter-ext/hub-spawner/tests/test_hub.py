@@ -125,6 +125,68 @@ async def test_a_server_that_the_hub_lost_is_taken_back_with_its_token(hub, serv
     assert "read:users:name" in scopes, "what the operator allows it is not lost"
 
 
+async def test_the_server_of_a_renamed_user_stays_that_users(hub, service):
+    await hub.up()
+    await hub.api("POST", "/users/ada")
+    await hub.start()
+    await hub.until(lambda: service.bodies)
+    token = service.bodies[0]["env"]["JUPYTERHUB_API_TOKEN"]
+    await service.ready(KEY)
+    await hub.until(hub.is_ready)
+    assert (await hub.api("PATCH", "/users/ada", json={"name": "eve"}))[0] == 200
+    await hub.down(signal.SIGKILL)
+    await hub.up()
+    await hub.until(lambda: hub.is_ready("eve"))
+
+    # Somebody new gets the old name, and neither that server nor its end.
+    await hub.api("POST", "/users/ada")
+    service.adopt = token
+    await hub.start()
+    await hub.until(hub.is_gone)
+    assert "who had this name before" in await hub.progress()
+    service.adopt = None
+    assert await hub.is_ready("eve")
+    assert service.servers[KEY]["state"] == "ready"
+    assert (await hub.api("GET", "/user", token=token))[1]["name"] == "eve", "its Hub token still works"
+
+    status, _ = await hub.api("DELETE", "/users/eve/server")
+    assert status in (202, 204)
+    await hub.until(lambda: hub.is_gone("eve"))
+    assert service.servers[KEY]["state"] == "ended"
+    assert await hub.start("eve") == 202
+    await hub.until(lambda: "hub.eve." in service.servers)
+
+
+#: A Hub that is so busy that its interruption of a start takes longer than it waits for it.
+BUSY_HUB = """
+import asyncio
+from jupyterhub_glidepath.spawner import GlidepathSpawner
+class Busy(GlidepathSpawner):
+    async def start(self):
+        try:
+            return await super().start()
+        except asyncio.CancelledError:
+            await asyncio.sleep(2)
+            raise
+c.JupyterHub.spawner_class = Busy
+"""
+
+
+@pytest.mark.parametrize("more", ["", BUSY_HUB], ids=["idle", "busy"])
+async def test_a_start_that_is_stopped_leaves_nothing(hub, service, more):
+    await hub.up(HUB_TEST_MORE=more)
+    await hub.api("POST", "/users/ada")
+    await hub.start()
+    await hub.until(lambda: KEY in service.servers)
+    status, _ = await hub.api("DELETE", "/users/ada/server")
+    # The Hub answers 500 where ending the start takes it more than a second.
+    assert status in ((500,) if more else (202, 204, 500))
+    await hub.until(hub.is_gone)
+    assert service.servers[KEY]["state"] == "ended"
+    assert await hub.start() == 202, "a new start works"
+    await hub.until(lambda: service.servers[KEY]["state"] == "queued")
+
+
 async def test_refusals_deadlines_and_outages_are_told_and_never_counted(hub, service):
     await hub.up()
     await hub.api("POST", "/users/ada")

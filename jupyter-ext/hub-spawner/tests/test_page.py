@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,21 @@ async def hub(tmp_path: Path, service: FakeService, secret_file: Path) -> AsyncI
     await hub.close()
 
 
+async def test_two_logins_of_one_browser_at_the_same_moment_end_where_each_wanted_to_go(hub, service):
+    await service.set("hub.bob.", run="01C", state="ready", life="alive", user="bob")
+    op = Browser(hub, "op")
+    await op.log_in()
+    page = f"{hub.public_url}/services/glidepath/"
+    as_page = {"Sec-Fetch-Mode": "navigate"}
+    async with op.session.get(f"{page}?all=1", headers=as_page, allow_redirects=False) as first:
+        # The other request was on its way before this one's cookie arrived.
+        op.session.cookie_jar.clear(lambda cookie: cookie.key.startswith("service-glidepath-oauth-state"))
+    async with op.session.get(page, headers=as_page, allow_redirects=False):
+        pass
+    assert "bob" in await op.get(first.headers["Location"])
+    assert "bob" not in await op.get("/services/glidepath/")
+
+
 async def test_people_see_and_cancel_their_servers_and_only_operators_those_of_others(hub, service):
     verdicts = [
         {"site": "far", "title": f"Far {HTML}", "fits": True, "chosen": True, "sentence": HTML},
@@ -139,7 +155,7 @@ async def test_people_see_and_cancel_their_servers_and_only_operators_those_of_o
 
     # Away: told, and back again.
     await service.down()
-    assert "does not answer" in await ada.get("/services/glidepath/")
+    assert "does not answer, for a few seconds now" in await ada.get("/services/glidepath/")
     await service.up()
     assert "lab" in await ada.get("/services/glidepath/")
 
@@ -155,6 +171,37 @@ async def test_people_see_and_cancel_their_servers_and_only_operators_those_of_o
     assert (await ada.ask([]))[0] == 400
     for browser in (ada, bob, op, grace):
         await browser.session.close()
+
+
+async def test_the_page_tells_when_a_server_ends_and_why(hub, service):
+    in_an_hour = (datetime.now(timezone.utc) + timedelta(hours=1)).isoformat()
+    in_ten_minutes = (datetime.now(timezone.utc) + timedelta(minutes=10)).isoformat()
+    message = f"A server ends after 1 hour in which nothing is active (for members of {HTML})."
+    limits = {"walltime_s": 28800, "lives_until": in_an_hour, "idle_s": 3600, "unattended_s": None, "message": message}
+    near = [{"reason": "idle", "ends_at": in_ten_minutes, "before_s": 600}]
+    run = {"run": "01A", "life": "alive", "site": "far", "user": "ada"}
+    await service.set("hub.ada.", state="ready", limits=limits, near_ends=near, **run)
+    ada = Browser(hub, "ada")
+    await ada.log_in()
+    page = await ada.get("/services/glidepath/")
+    assert "in about 60 minutes, of 8 hours" in page
+    assert "It ends in about 10 minutes: nothing goes on in it" in page
+    assert "for members of &lt;img" in page
+    assert "<img" not in page
+
+    # The warning is taken back; the limits stay.
+    await service.set("hub.ada.", near_ends=[])
+    page = await ada.get("/services/glidepath/")
+    assert "nothing goes on in it" not in page
+    assert "of 8 hours" in page
+
+    # An end is told by its limit, and the form says so too.
+    await service.end("hub.ada.", reason="idle", message="nothing was active for 1 hour")
+    page = await ada.get("/services/glidepath/")
+    assert "Nothing was active for 1 hour" in page
+    assert "of 8 hours" not in page
+    assert "Your last server came to a limit." in await ada.get("/hub/spawn/ada")
+    await ada.session.close()
 
 
 async def test_a_form_logs_in_where_it_asks_by_itself(hub, service):

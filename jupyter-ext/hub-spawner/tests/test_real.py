@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from tornado import web
@@ -112,6 +113,54 @@ async def test_attach_restart_and_replace_keep_the_addresses(house):
     for each in (second, third):
         assert each["relays"] == first["relays"], "the Hub's proxy has its routes there"
         assert each["api"] == first["api"]
+
+
+@pytest.mark.parametrize("hub", ["that started it", "that found it"])
+async def test_nobody_is_refused_while_the_service_is_started_again(house, hub):
+    embedded = house.hub()
+    await embedded.address()
+    if hub == "that found it":
+        await house.hub_ends()
+        embedded = house.hub()
+        await embedded.address()
+    await until(lambda: len(embedded._listeners._kept) == 3, 20)
+    first = house.attached()
+    doors = [urlsplit(url) for url in (first["api"], first["metrics"], *first["relays"].values())]
+    os.kill(first["pid"], signal.SIGKILL)
+    answered = 0
+    while answered < 3 or house.attached()["pid"] in (0, first["pid"]):
+        for door in doors:
+            reader, writer = await asyncio.open_connection(door.hostname, door.port)  # refused: the test fails
+            writer.write(b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 "), door
+            writer.close()
+        answered += 1
+    assert house.attached()["api"] == first["api"]
+
+
+async def test_who_connects_to_a_service_that_cannot_start_again_is_refused(house, monkeypatch):
+    embedded = house.hub()
+    await embedded.address()
+    await until(lambda: len(embedded._listeners._kept) == 3, 20)
+    first = house.attached()
+    door = urlsplit(first["api"])
+    (house.folder / "ports.json").write_text("{")
+    os.kill(first["pid"], signal.SIGKILL)
+
+    async def refused() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(door.hostname, door.port)
+        except ConnectionRefusedError:
+            return True
+        writer.close()
+        return False
+
+    for _ in range(300):
+        if await refused():
+            break
+        await asyncio.sleep(0.1)
+    assert await refused()
+    assert "ports.json" in str(embedded.problem)
 
 
 async def test_all_problems_of_a_config_are_told(house):

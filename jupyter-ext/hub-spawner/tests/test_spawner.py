@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -290,6 +292,8 @@ async def test_unknown_is_alive(spawner, service):
         ({"exit_code": 3}, 3),
         ({"exit_code": None, "signal": 9}, 137),
         ({"exit_code": None, "signal": None, "reason": "stopped"}, 0),
+        ({"exit_code": None, "signal": 15, "reason": "stopped"}, 0),
+        ({"exit_code": 1, "signal": None, "reason": "cancelled"}, 0),
     ],
 )
 async def test_an_end_is_told_by_its_status(spawner, service, end, status):
@@ -597,12 +601,69 @@ async def test_a_live_server_is_not_renamed(spawner, service):
     await spawner.rename("", "lab")
 
 
-async def test_the_state_in_the_hubs_database_is_for_the_eye_only(spawner, service):
+async def test_a_server_is_found_without_the_state_in_the_hubs_database(spawner, service):
     await service.set(KEY, run="01A", state="ready", url=service.url)
     await spawner.start()
-    assert spawner.get_state() == {"run": "01A"}
+    assert spawner.get_state() == {"run": "01A", "user": "ada"}
     spawner.load_state({})
     assert await spawner.poll() is None
+
+
+async def test_what_a_late_start_made_is_stopped_with_it(spawner, service):
+    await service.set(KEY, run="01A", state="ready", url=service.url)
+    await service.end(KEY)
+    await spawner.connection().feed.synced(5)
+    service.late_s = 1
+    starting = asyncio.create_task(spawner.start())
+    await until(lambda: service.bodies)
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert await spawner.poll() is None, "the last run's end says nothing of this start"
+    await spawner.stop()
+    assert service.servers[KEY]["run"] != "01A", "the start was taken"
+    assert service.servers[KEY]["state"] == "ended"
+
+
+async def test_the_name_under_which_a_server_is_asked_for_is_kept_before_it_is_asked_for(spawner, service):
+    await service.set(KEY, run="01A", state="ready", url=service.url)
+    kept = []
+    ask = spawner._ask
+
+    async def look(*asked):
+        kept.append(spawner.orm_spawner.state)
+        return await ask(*asked)
+
+    spawner._ask = look
+    await spawner.start()
+    assert kept == [{"user": "ada"}]
+
+
+async def test_a_start_that_was_stopped_and_then_failed_leaves_no_traceback(spawner, service):
+    unheard: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, what: unheard.append(what))
+    service.late_s = 30
+    starting = asyncio.create_task(spawner.start())
+    await until(lambda: service.bodies)
+    starting.cancel()
+    await asyncio.wait({starting})
+    asking = weakref.ref(spawner._asking)
+    await service.down()
+    await asyncio.wait({asking()})
+    spawner._asking = None
+    gc.collect()
+    assert asking() is None
+    assert unheard == []
+
+
+async def test_a_server_of_a_renamed_user_is_still_that_server(spawner, service):
+    await service.set(KEY, run="01A", state="ready", url=service.url)
+    await spawner.start()
+    spawner.user.name = "eve"
+    assert await spawner.poll() is None
+    await spawner.stop()
+    assert service.servers[KEY]["state"] == "ended"
+    spawner.clear_state()
+    assert ".eve." in spawner._key
 
 
 def test_time_limits_lie_above_what_the_service_bounds(spawner):

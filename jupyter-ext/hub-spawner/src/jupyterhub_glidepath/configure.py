@@ -59,7 +59,7 @@ def configure(
 
 def _keep_time_limits(c: Any) -> None:
     """``c.Spawner``'s limits are meant for servers that start at once: they would end what waits in a queue."""
-    from jupyterhub_glidepath.spawner import HTTP_TIMEOUT_S, START_TIMEOUT_S
+    from jupyterhub_glidepath.settings import HTTP_TIMEOUT_S, START_TIMEOUT_S
 
     ours = c.GlidepathSpawner
     for name, seconds in (("start_timeout", START_TIMEOUT_S), ("http_timeout", HTTP_TIMEOUT_S)):

@@ -3,7 +3,8 @@
 In: a state folder and what the service must know of its Hub. Out: its address. One service per folder. It runs
 detached, so that a Hub that is killed takes nothing with it; the next Hub finds it by its attach file and takes it
 over when it is alive, of the same version and of the same config, or else ends it kindly and starts anew: servers
-live on through that. While a Hub runs, a service that dies is started again at once.
+live on through that. While a Hub runs, a service that dies is started again at once, with the listeners of the last
+one: whoever connects meanwhile waits.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 import aiohttp
 
 from jupyterhub_glidepath.client import BadSecretFile, Unreachable, read_secret
+from jupyterhub_glidepath.listeners import Listeners
 from jupyterhub_glidepath.waiting import is_set_within, within
 
 BINARY = "glidepath-spawner"
@@ -92,6 +94,7 @@ class Embedded:
         self._up = asyncio.Event()
         self._problem: EmbeddedProblem | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        self._listeners = Listeners(state_dir, log)
 
     @property
     def secret_file(self) -> Path:
@@ -129,6 +132,7 @@ class Embedded:
                     await self._until_dead(attached.pid)
                     self._log.warning("Glidepath's service (pid %d) has ended; starting it again", attached.pid)
                 except Exception as error:  # whatever it is, it passes some time, and then there must be a service
+                    self._listeners.forget()
                     self._tell(error)
                 self._attached = None
                 if self._problem is None:
@@ -137,6 +141,7 @@ class Embedded:
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RESTART_MOST_S)
         except asyncio.CancelledError:
+            self._listeners.close()
             if self._stops_with_hub():
                 await self._end_all()
             raise
@@ -169,11 +174,13 @@ class Embedded:
         config = self.state_dir / "config.json"
         new = await asyncio.to_thread(self._write_new_config)
         changed = new is not None
+        self._listeners.open()
         found = read_attached(self.state_dir)
         if found is not None and not changed and found.version == version and await self._well(found):
             self._log.info("Attached to Glidepath's service at %s (pid %d)", found.api, found.pid)
             return found
-        await check(binary, str(new or config))
+        with self._listeners.handed_over() as (environ, descriptors):
+            await check(binary, str(new or config), environ, descriptors)
         if new is not None:
             new.replace(config)
         if found is not None:
@@ -181,12 +188,15 @@ class Embedded:
             why = why if changed or found.version != version else "it does not answer"
             self._log.info("Replacing Glidepath's service (pid %d): %s", found.pid, why)
             await self._drain(found.pid)
+        if changed:
+            self._listeners.forget()  # it may listen elsewhere
         return await self._start(binary, str(config))
 
     async def _start(self, binary: str, config: str) -> Attached:
         log_file = self.state_dir / "service.log"
         # In no thread: a cancel would come between the process and our knowing of it.
-        self._child = child = _spawn_detached([binary, "--config", config, "serve"], log_file)
+        with self._listeners.handed_over() as handed_over:
+            self._child = child = _spawn_detached([binary, "--config", config, "serve"], log_file, *handed_over)
         deadline = time.monotonic() + START_WITHIN_S
         while time.monotonic() < deadline:
             if child.poll() is not None:
@@ -352,25 +362,30 @@ def read_attached(state_dir: Path) -> Attached | None:
     return attached if _alive(attached.pid) and _serves(attached.pid, state_dir) else None
 
 
-async def check(binary: str, config: str) -> None:
-    """Has the service check its config. Raises with *all* of its problems."""
-    status, told = await _run([binary, "--config", config, "check"], timeout_s=30)
+async def check(binary: str, config: str, environ: dict[str, str], descriptors: list[int]) -> None:
+    """Has the service check its config, with the listeners that it will be given. Raises with *all* of its problems."""
+    status, told = await _run([binary, "--config", config, "check"], 30, environ, descriptors)
     if status != 0:
         raise EmbeddedProblem(f"the config of the embedded service is refused:\n{told.strip()}")
 
 
 async def _version(binary: str) -> str:
-    status, told = await _run([binary, "--version"], timeout_s=10)
+    status, told = await _run([binary, "--version"], 10, {}, [])
     words = told.split()
     if status != 0 or not words:
         raise EmbeddedProblem(f"{binary} --version ended with status {status}: {told.strip()[:400]}")
     return words[-1] if len(words) < 3 else words[1]
 
 
-async def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
+async def _run(argv: list[str], timeout_s: float, environ: dict[str, str], descriptors: list[int]) -> tuple[int, str]:
     try:
         process = await asyncio.create_subprocess_exec(
-            *argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            *argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environ,
+            pass_fds=descriptors,
         )
     except OSError as error:
         raise EmbeddedProblem(f"{argv[0]} cannot be run: {error}") from error
@@ -385,7 +400,9 @@ async def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
     return process.returncode or 0, told.decode("utf-8", "replace")
 
 
-def _spawn_detached(argv: list[str], log_file: Path) -> subprocess.Popen[bytes]:
+def _spawn_detached(
+    argv: list[str], log_file: Path, environ: dict[str, str], descriptors: list[int]
+) -> subprocess.Popen[bytes]:
     """Starts a process in a session of its own, that gets no signal meant for the Hub and none of its secrets."""
     with contextlib.suppress(FileNotFoundError):
         if log_file.stat().st_size > LOG_MAX_BYTES:
@@ -398,7 +415,8 @@ def _spawn_detached(argv: list[str], log_file: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=kept,
+            env=kept | environ,
+            pass_fds=descriptors,
             cwd="/",
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from jupyterhub_glidepath.refusal import LINE_MAX_CHARS, LINES_MAX, clean, sentence_case
-from jupyterhub_glidepath.wire import ServerView
+from jupyterhub_glidepath.wire import ASKED_FOR, ServerView
 
 #: Every option that the service knows; it checks them, and tells all that is wrong.
 OPTIONS = (
@@ -53,20 +53,21 @@ def static_form(note: str = "") -> str:
     return f"{told}<p>Leave a field empty for the usual amount. Glidepath chooses the site.</p>{rows}"
 
 
-#: Ends that the user brought about or knew of: nothing to explain.
-_EXPECTED = frozenset({"stopped", "cancelled"})
+#: Ends that a limit of the site brought about.
+_LIMITS = frozenset({"walltime", "idle", "unattended"})
 
 
 def last_end(view: ServerView | None) -> str:
     """HTML that tells how the last server ended, when it was not its user who ended it; else nothing."""
     end = view.end if view is not None and view.over else None
-    if end is None or end.reason in _EXPECTED:
+    if end is None or end.reason in ASKED_FOR:
         return ""
     said = sentence_case(clean(end.message, LINE_MAX_CHARS))
     lines = "\n".join(clean(line, LINE_MAX_CHARS) for line in end.last_lines[-LINES_MAX:])
     shown = f'<pre style="white-space: pre-wrap">{escape(lines)}</pre>' if lines else ""
     details = f"<details><summary>Its last lines</summary>{shown}</details>" if shown else ""
+    what = "came to a limit" if end.reason in _LIMITS else "ended by itself"
     return (
-        '<div class="alert alert-warning text-start" role="status"><strong>Your last server ended by itself.</strong> '
+        f'<div class="alert alert-warning text-start" role="status"><strong>Your last server {what}.</strong> '
         f"{escape(said)}{details}</div>"
     )

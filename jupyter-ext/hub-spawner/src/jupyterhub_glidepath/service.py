@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from jupyterhub_glidepath.keys import ServerKey
 from jupyterhub_glidepath.progress import in_words, sentence
 from jupyterhub_glidepath.refusal import clean, sentence_case
 from jupyterhub_glidepath.waiting import is_set_within
-from jupyterhub_glidepath.wire import ServerView
+from jupyterhub_glidepath.wire import NearEnd, ServerView
 
 #: The page looks for its Hub so often; without one it has no reason to be.
 PARENT_EVERY_S = 2.0
@@ -72,13 +73,31 @@ class Where:
         return read_secret(Path(self.read()["secret_file"]))
 
 
+class Silence:
+    """For how long the service has not answered this page, over all who look at it."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def ends(self) -> None:
+        self._since = None
+
+    def goes_on(self) -> str:
+        """It has not answered again; for how long it has not, in words."""
+        self._since = self._since or time.monotonic()
+        return in_words(time.monotonic() - self._since)
+
+
 class Handler(HubOAuthenticated, web.RequestHandler):
     """What all handlers share: who asks, and how to answer."""
 
-    def initialize(self, where: Where, templates: jinja2.Environment, clients: dict[str, Client]) -> None:
+    def initialize(
+        self, where: Where, templates: jinja2.Environment, clients: dict[str, Client], silence: Silence
+    ) -> None:
         self.where = where
         self.templates = templates
         self.clients = clients
+        self.silence = silence
 
     def set_default_headers(self) -> None:
         self.nonce = secrets.token_urlsafe(16)
@@ -128,12 +147,13 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         """What the page shows: the servers that this user may see, or why none can be shown."""
         name = self.current_user["name"]
         everybody = self.is_operator and self.get_argument("all", "") == "1"
-        shown = {"operator": self.is_operator, "everybody": everybody, "unreachable": False, "left_out": 0}
+        shown = {"operator": self.is_operator, "everybody": everybody, "silent_for": "", "left_out": 0}
         try:
             servers = await self.service[1].servers()
         except (Unreachable, Refused) as error:
             logging.getLogger("glidepath").warning("the page shows no servers: %s", error)
-            return shown | {"servers": [], "unreachable": True}
+            return shown | {"servers": [], "silent_for": self.silence.goes_on()}
+        self.silence.ends()
         mine = [view for view in servers if view.state != "none" and (everybody or view.user == name)]
         mine.sort(key=lambda view: (view.over, _reversed(view.since), view.user, view.server))
         cards = [self.card(view) for view in mine[:SHOWN_MAX]]
@@ -160,6 +180,9 @@ class Handler(HubOAuthenticated, web.RequestHandler):
             "requested": _ago(view.requested_at),
             "memory": f"{view.memory_bytes / 2**20:,.0f} MiB" if view.memory_bytes else "",
             "cpu": in_words(view.cpu_s) if view.cpu_s else "",
+            "ends": _ends(view),
+            "limits": clean(view.limits, 400),
+            "near": [words for words in map(_near, view.near_ends) if words],
             "link": self.server_link(view),
             "end": end,
             "end_message": sentence_case(clean(end.message, 400)) if end else "",
@@ -271,13 +294,23 @@ class Placement(Handler):
 class Callback(HubOAuthCallbackHandler):
     """Where the Hub sends users back after login."""
 
+    async def get(self) -> None:
+        """A page and the form's script may log in at the same moment. One browser keeps one's cookie alone, and the
+        other would be refused: it asks again for what it came for."""
+        state = self.get_argument("state", "")
+        kept = self.get_secure_cookie(self.hub_auth.get_state_cookie_name(state))
+        if kept and kept.decode("ascii", "replace") != state:
+            self.redirect(self.hub_auth.get_next_url(state))
+            return
+        await super().get()
+
 
 def make_app(prefix: str, where: Where) -> web.Application:
     """All routes on one page."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("jupyterhub_glidepath"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    shared: dict[str, Any] = {"where": where, "templates": templates, "clients": {}}
+    shared: dict[str, Any] = {"where": where, "templates": templates, "clients": {}, "silence": Silence()}
     return web.Application(
         [
             (prefix.rstrip("/"), web.RedirectHandler, {"url": prefix}),
@@ -324,6 +357,26 @@ def _ago(text: str | None) -> str:
     return f"{in_words((datetime.now(timezone.utc) - moment).total_seconds())} ago"
 
 
+def _ends(view: ServerView) -> str:
+    """How long its walltime still is, and how long it was from the start."""
+    left = _left(view.lives_until)
+    if view.over or left is None:
+        return ""
+    whole = f", of {in_words(view.walltime_s).removeprefix('about ')}" if view.walltime_s else ""
+    return f"in {in_words(left)}{whole}"
+
+
+def _near(end: NearEnd) -> str:
+    """An end that is near, with its reason."""
+    left = _left(end.ends_at)
+    return "" if left is None else f"It ends in {in_words(left)}: {_NEAR_WORDS.get(end.reason, end.reason)}."
+
+
+def _left(text: str | None) -> float | None:
+    moment = _moment(text)
+    return None if moment is None else (moment - datetime.now(timezone.utc)).total_seconds()
+
+
 def _moment(text: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat((text or "").replace("Z", "+00:00"))
@@ -347,6 +400,12 @@ _STATE_WORDS = {
     "ready": "ready",
     "stopping": "stopping",
     "ended": "ended",
+}
+
+_NEAR_WORDS = {
+    "walltime": "its time is over then, save your work",
+    "idle": "nothing goes on in it, run or save something to keep it",
+    "unattended": "a kernel computes with nobody connected, open it to keep it",
 }
 
 _TOLD = {

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jupyterhub.orm import APIToken
 from jupyterhub.spawner import Spawner
 from jupyterhub.utils import url_path_join
-from traitlets import Bool, Dict, Integer, List, Unicode, default
+from traitlets import default
 
 from jupyterhub_glidepath import progress
 from jupyterhub_glidepath.client import Refused, Unreachable
@@ -27,13 +28,10 @@ from jupyterhub_glidepath.embedded import HubFacts, secret_file
 from jupyterhub_glidepath.form import last_end, options_from_form, static_form
 from jupyterhub_glidepath.keys import ServerKey
 from jupyterhub_glidepath.refusal import leave_uncounted, refusal, refusal_of_end, refusal_of_start
+from jupyterhub_glidepath.settings import GlidepathSettings
 from jupyterhub_glidepath.waiting import within
 from jupyterhub_glidepath.wire import ServerView, Started
 
-#: The service bounds every step of a start and says so in words; the Hub's own limit lies far above.
-START_TIMEOUT_S = 31 * 24 * 3600
-#: Longer than a cut of the link that streams survive.
-HTTP_TIMEOUT_S = 120
 #: At start-up a first look at the service may take so long before "unknown" is said.
 FIRST_LOOK_S = 5.0
 #: How often a wait looks again by itself, whatever the event stream says.
@@ -47,144 +45,45 @@ PROBE_ENDED_S = 1
 FORM_PATIENCE_S = 5.0
 #: At most so many probes of relays at once, over all spawners of this process.
 PROBES_AT_ONCE = 32
+#: The Hub gives a start that it interrupts one second to end; whatever it does then, it has begun after this time.
+INTERRUPTED_FOR_S = 3.0
 #: So long one DELETE waits in the service for the end.
 STOP_WAIT_S = 20
 
 _probes: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
-class GlidepathSpawner(Spawner):
+class GlidepathSpawner(GlidepathSettings, Spawner):
     """Starts servers through Glidepath: at the site with room, kept through crashes and cut links."""
-
-    service_url = Unicode(
-        "",
-        help="""Base URL of the Glidepath service, such as ``https://glidepath.example.org``.
-
-        When empty, the Hub starts a service of its own and keeps it alive: see ``state_dir``.
-        """,
-    ).tag(config=True)
-
-    hub_name = Unicode(
-        "hub",
-        help="""The name of this Hub in the service's config: 1 to 63 of ``a-z``, ``0-9`` and ``-``.
-
-        It is part of every server's key: do not change it while servers run.
-        """,
-    ).tag(config=True)
-
-    secret_file = Unicode(
-        "",
-        help="""File with this Hub's secret, readable by the Hub's account alone (mode 0600).
-
-        Needed with ``service_url``. The embedded service's secret is made and kept in ``state_dir``.
-        """,
-    ).tag(config=True)
-
-    state_dir = Unicode(
-        help="""Folder in which the embedded service keeps its state. Default: ``glidepath`` beside the Hub's own
-        files (its working directory). One service per folder; it must not be on a network file system.
-        """,
-    ).tag(config=True)
-
-    @default("state_dir")
-    def _state_dir_default(self) -> str:
-        return str(Path.cwd() / "glidepath")
-
-    service_config = Dict(
-        help="""Config of the embedded service, as its reference describes it, with tables as dicts and arrays of
-        tables as lists of dicts. ``state_dir`` and this Hub's own entry are filled in. For example::
-
-            c.GlidepathSpawner.service_config = {
-                "site": [{"name": "here", "backend": "process", "process": {"work_root": "/srv/glidepath-jobs"}}],
-                "presets": [{"name": "small", "title": "Small", "cores": 1, "memory_mb": 1024}],
-            }
-
-        Default: one site, this machine.
-        """,
-    ).tag(config=True)
-
-    auth_state_fields = List(
-        Unicode(),
-        help="""Fields of the user's ``auth_state`` that are handed to the service (which seals them). Default: none.
-
-        ``Authenticator.enable_auth_state`` must be set for it.
-        """,
-    ).tag(config=True)
-
-    working_dir = Unicode(
-        "",
-        help="""Folder in which a server starts, below its home when relative; the home when empty. Made when it is
-        missing. ``{username}`` stands for the user's name.
-        """,
-    ).tag(config=True)
-
-    outage_patience = Integer(
-        120,
-        min=1,
-        help="""Seconds for which a start is repeated when the service does not answer it. Then it is refused, in
-        words; whatever the service did start meanwhile is found by the next start.
-        """,
-    ).tag(config=True)
-
-    stop_patience = Integer(
-        600,
-        min=1,
-        help="""Seconds for which a stop is repeated when the service does not answer or refuses it. Then it fails; the
-        server can still be cancelled on Glidepath's page.
-        """,
-    ).tag(config=True)
-
-    live_form = Bool(
-        False,
-        help="""Whether the options form shows the sites' verdicts as the choices change. Needs Glidepath's Hub
-        service; ``jupyterhub_glidepath.configure`` sets both.
-        """,
-    ).tag(config=True)
-
-    page_name = Unicode(
-        "glidepath",
-        help="Name of Glidepath's Hub service, which has the page of servers and answers the live form.",
-    ).tag(config=True)
-
-    start_timeout = Integer(
-        START_TIMEOUT_S,
-        help="""Seconds that a start may take. Keep it above the sum of the service's deadlines: the service knows
-        how long waiting in a queue is right. When it is passed, the start is cancelled with a word to the user.
-        """,
-    ).tag(config=True)
-
-    http_timeout = Integer(
-        HTTP_TIMEOUT_S,
-        help="""Seconds that the Hub waits for a server's first answer, once the relay had one already. Keep it above
-        the 60 s for which a cut link is bridged.
-        """,
-    ).tag(config=True)
-
-    # Answered from memory; ends are told at once by the event stream.
-    poll_interval = Integer(30, help=Spawner.poll_interval.help).tag(config=True)
-
-    # The agent listens on a socket and says so; the Hub must only not take port 0 for 80.
-    port = Integer(8888, help=Spawner.port.help).tag(config=True)
 
     #: For the Hub's database: information, nothing is derived from it.
     _run = ""
+    #: The user's name when this run was asked for: the service knows the run by it, whatever the user is called since.
+    #: Empty while there is none.
+    _asked_as = ""
     #: Calls of start() that are under way.
     _starting = False
     #: The last start() did not come to a run: whatever lives under the key is not its own, and must not be stopped.
     _gave_up = False
+    #: The service was asked for a start and has not answered: there may be a run, now or in a moment.
+    _unsure = False
+    #: The request for it that is under way.
+    _asking: asyncio.Future[Started] | None = None
     #: What the operator set, while the Hub need not wait for a server that has ended.
     _http_timeout_set = 0
     #: OAuth client as the Hub made it for the spawn under way.
     _oauth_client_as_made: tuple[list[str], str] | None = None
     _telling_end: asyncio.Task[None] | None = None
+    _ending_interrupted: asyncio.Task[None] | None = None
 
     # ---- what the Hub calls -------------------------------------------------------------------------------------
 
     async def start(self) -> str:
         """Starts the server, or finds it alive; returns the relay's URL when the server answers."""
         leave_uncounted(self)
-        self._starting, self._gave_up = True, True
-        self._oauth_client_as_made = None
+        self._starting, self._gave_up, self._unsure = True, True, False
+        self._asked_as, self._oauth_client_as_made = self.user.name, None
+        self._keep_name()
         if self._http_timeout_set:
             self.http_timeout, self._http_timeout_set = self._http_timeout_set, 0
         try:
@@ -195,13 +94,16 @@ class GlidepathSpawner(Spawner):
                 f"The server was not ready after {progress.in_words(self.start_timeout)} and was cancelled.",
                 reason="timeout",
             ) from None
+        except asyncio.CancelledError:
+            self._ending_interrupted = asyncio.create_task(self._end_interrupted(), name=f"glidepath {self._log_name}")
+            raise
         finally:
             self._starting = False
 
     async def poll(self) -> int | None:
         """``None`` while the server lives or nobody can tell; else its exit status."""
         try:
-            if self._starting:
+            if self._starting or self._unsure:
                 return None
             if self._gave_up:
                 return 0
@@ -220,11 +122,14 @@ class GlidepathSpawner(Spawner):
         """Ends the server and waits until it is gone."""
         connection = self.connection()
         connection.feed.call_at_end(self._key, None)
+        if self._asking is not None:  # what it starts must be there to be stopped
+            await asyncio.wait({self._asking})
         deadline, wait_s = time.monotonic() + self.stop_patience, RETRY_FIRST_S
         while True:
             try:
                 view = await connection.client.stop(self._key, now=now, wait_s=STOP_WAIT_S)
                 wait_s = RETRY_FIRST_S
+                self._unsure = False
                 if view is None or connection.feed.take(view).over:
                     return
             except (Unreachable, Refused) as error:  # the Hub forgets a server whose stop raises
@@ -305,19 +210,27 @@ class GlidepathSpawner(Spawner):
             connection.feed.call_at_end(self._key, None)
 
     def get_state(self) -> dict[str, Any]:
-        """For the eye only: everything is derived from the key. Any page may ask, at any time."""
+        """For the eye, but for the user's name: everything is derived from the key, and a user may be renamed while a
+        server lives. Any page may ask, at any time."""
         state: dict[str, Any] = super().get_state()
+        if self._asked_as:
+            state["user"] = self._asked_as
         if self._run:
-            state["run"] = self._run
+            state |= {"run": self._run, "user": self._asked_as or self.user.name}
         return state
+
+    def _keep_name(self) -> None:
+        """Before the service is asked: the Hub itself keeps the state when the server is up, and may die before."""
+        self.orm_spawner.state = self.get_state()
+        self.user.db.commit()
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self._run = str(state.get("run") or "")
+        self._run, self._asked_as = str(state.get("run") or ""), str(state.get("user") or "")
 
     def clear_state(self) -> None:
         super().clear_state()
-        self._run = ""
+        self._run = self._asked_as = ""
 
     async def rename(self, old_name: str, new_name: str) -> None:
         """A server's files belong to its user, so only a run that still lives under the old name is in the way."""
@@ -375,19 +288,24 @@ class GlidepathSpawner(Spawner):
     async def _ask(self, connection: Connection, body: dict[str, Any]) -> Started:
         """Asks for the start until there is an answer. Repeating is harmless: the body names this spawn."""
         deadline, wait_s = time.monotonic() + self.outage_patience, RETRY_FIRST_S
-        self._gave_up = False
+        self._gave_up, self._unsure = False, True
         while True:
             try:
-                return await connection.client.start(self._key, body)
+                # A stop interrupts the wait and not the request, which may be with the service already.
+                self._asking = asyncio.ensure_future(connection.client.start(self._key, body))
+                self._asking.add_done_callback(_take_note)
+                started = await asyncio.shield(self._asking)
+                self._unsure = False
+                return started
             except Refused as refused:
                 if refused.retry_after_s is None or time.monotonic() > deadline:
-                    self._gave_up = True
+                    self._gave_up, self._unsure = True, False
                     raise refusal_of_start(refused.problem) from refused
                 wait_s = max(wait_s, min(refused.retry_after_s, RETRY_MOST_S))
             except Unreachable as error:
                 problem = connection.embedded.problem if connection.embedded else None
                 if problem is not None or time.monotonic() > deadline:
-                    self._gave_up = True
+                    self._gave_up, self._unsure = True, False
                     raise refusal(
                         "Glidepath's service does not answer, so no server can be started now. Servers that run are "
                         "not affected. Try again in a few minutes, or tell the operators.",
@@ -425,6 +343,13 @@ class GlidepathSpawner(Spawner):
         into its database when it is no longer there, and makes it the OAuth client's secret. It also resets what that
         client is allowed, which :meth:`start_polling`, called right after, puts back.
         """
+        holder = APIToken.find(self.user.db, hub_token)
+        if holder is not None and holder.user_id != self.orm_spawner.user_id:
+            self._gave_up = True  # so that the Hub does not stop it
+            raise refusal(
+                "A server of somebody who had this name before still runs. Ask the operators to stop it.",
+                reason="name_reused",
+            )
         self.log.info("%s was found alive and is taken back", self._log_name)
         client = self.orm_spawner.oauth_client
         if client is not None:
@@ -503,6 +428,17 @@ class GlidepathSpawner(Spawner):
         if self._poll_callback is not None:
             await self.poll_and_notify()
 
+    async def _end_interrupted(self) -> None:
+        """A stop interrupted the start. Where the Hub took more than a second for that, it answered with an error,
+        forgot the stop, and takes the server for one that is up: neither routed nor watched, never to be started again.
+        """
+        await asyncio.sleep(INTERRUPTED_FOR_S)
+        while self.pending:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        if self.ready and not self._callbacks and self.user.spawners.get(self.name) is self:
+            self.log.warning("%s was stopped while it started; ending what is left of it", self._log_name)
+            await self.user.stop(self.name)
+
     def _refuse_internal_ssl(self) -> None:
         if self.internal_ssl:
             raise refusal(
@@ -564,7 +500,7 @@ class GlidepathSpawner(Spawner):
         return self._key_of(self.name)
 
     def _key_of(self, server_name: str) -> str:
-        return ServerKey(self.hub_name, self.user.name, server_name).full()
+        return ServerKey(self.hub_name, self._asked_as or self.user.name, server_name).full()
 
     def connection(self) -> Connection:
         """This Hub's connection to the service; opened by whoever asks first."""
@@ -592,6 +528,12 @@ class GlidepathSpawner(Spawner):
 
 def _status(view: ServerView) -> int:
     return view.end.status() if view.end is not None else 0
+
+
+def _take_note(asking: asyncio.Future[Started]) -> None:
+    """A request that failed after its start was stopped: nobody waits for its error any more."""
+    if not asking.cancelled():
+        asking.exception()
 
 
 def _probing() -> asyncio.Semaphore:

@@ -33,5 +33,12 @@ async def _finish(task: asyncio.Future[T], timeout_s: float) -> None:
     try:
         await asyncio.wait({task}, timeout=timeout_s)
     finally:
+        # Where a cancel came first, nobody asks for the error any more, and the loop would print it as one forgotten.
+        task.add_done_callback(_hear)
         if not task.done():
             task.cancel()
+
+
+def _hear(task: asyncio.Future[T]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -11,6 +11,8 @@ from typing import Any
 
 #: States in which nothing runs and nothing will.
 OVER = frozenset({"none", "ended"})
+#: Ends that somebody asked for.
+ASKED_FOR = frozenset({"stopped", "cancelled"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class End:
         )
 
     def status(self) -> int:
-        """The exit status for the Hub, as a shell has it; 0 when the server was stopped or nothing is known."""
+        """The exit status for the Hub, as a shell has it; 0 when the end was asked for or nothing is known."""
+        if self.reason in ASKED_FOR:
+            return 0
         if self.exit_code is not None:
             return self.exit_code
         if self.signal is not None:
@@ -69,6 +73,18 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class NearEnd:
+    """An end that the user was warned of."""
+
+    reason: str
+    ends_at: str
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> NearEnd:
+        return cls(reason=str(raw.get("reason") or "unknown"), ends_at=str(raw.get("ends_at") or ""))
+
+
+@dataclass(frozen=True)
 class ServerView:
     """One server as it stands."""
 
@@ -91,6 +107,11 @@ class ServerView:
     since: str | None
     memory_bytes: int | None
     cpu_s: float | None
+    walltime_s: int | None
+    lives_until: str | None
+    #: What ends it early, in sentences.
+    limits: str
+    near_ends: tuple[NearEnd, ...]
 
     @classmethod
     def parse(cls, raw: object) -> ServerView:
@@ -99,6 +120,8 @@ class ServerView:
             raise ValueError("the service told of a server without a key")
         end, usage = raw.get("end"), raw.get("usage")
         usage = usage if isinstance(usage, dict) else {}
+        limits = raw.get("limits")
+        limits = limits if isinstance(limits, dict) else {}
         return cls(
             key=raw["key"],
             user=str(raw.get("user") or ""),
@@ -119,6 +142,10 @@ class ServerView:
             since=_text(raw.get("since")),
             memory_bytes=_whole(usage.get("memory_bytes")),
             cpu_s=float(usage["cpu_s"]) if isinstance(usage.get("cpu_s"), int | float) else None,
+            walltime_s=_whole(limits.get("walltime_s")),
+            lives_until=_text(limits.get("lives_until")),
+            limits=str(limits.get("message") or ""),
+            near_ends=tuple(NearEnd.parse(one) for one in raw.get("near_ends") or [] if isinstance(one, dict)),
         )
 
     @property
