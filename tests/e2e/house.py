@@ -46,9 +46,12 @@ class House:
         http_timeout: int = 30,
         cleanup_servers: bool = False,
         more_config: dict[str, Any] | None = None,
+        hub_settings: dict[str, dict[str, Any]] | None = None,
+        environment: dict[str, str] | None = None,
         bare: bool = False,
     ) -> None:
-        """`bare`: neither the Hub's config nor its environment says anything of Glidepath but `configure(c)`."""
+        """`hub_settings`: more of the Hub's own config, by class. `environment`: more of it for each server.
+        `bare`: neither the Hub's config nor its environment says anything of Glidepath but `configure(c)`."""
         self.bare = bare
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +89,12 @@ class House:
             "service_config": sites_config(sites, far, **(more_config or {})),
             "server_command": [places.server_command(hub)],
             "stub_python": places.stub_python(),
-            "stub": str(self._copied_stub()),
+            "stub": str(self._copied(places.HERE / "servers" / "stub.py", 0o644)),
+            "light_server": str(self._copied(Path(places.light_server()), 0o755)),
             "http_timeout": http_timeout,
             "cleanup_servers": cleanup_servers,
+            "hub_settings": hub_settings or {},
+            "environment": environment or {},
             "server_secret": self.server_secret,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -285,12 +291,12 @@ class House:
         if alive(pid) and b"configurable-http-proxy" in Path(f"/proc/{pid}/cmdline").read_bytes():
             _end(pid)
 
-    def _copied_stub(self) -> Path:
+    def _copied(self, file: Path, mode: int) -> Path:
         """Where every account can read it."""
-        stub = self.folder / "stub.py"
-        shutil.copy(places.HERE / "servers" / "stub.py", stub)
-        stub.chmod(0o644)
-        return stub
+        copy = self.folder / file.name
+        shutil.copy(file, copy)
+        copy.chmod(mode)
+        return copy
 
 
 def _end(pid: int, signum: int = signal.SIGTERM) -> None:

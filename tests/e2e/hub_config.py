@@ -28,7 +28,16 @@ c.JupyterHub.load_roles = [
     {
         "name": "tests",
         "services": ["tests"],
-        "scopes": ["admin:users", "admin:servers", "access:servers", "tokens", "read:hub", "proxy", "groups"],
+        "scopes": [
+            "admin:users",
+            "admin:servers",
+            "access:servers",
+            "tokens",
+            "read:hub",
+            "proxy",
+            "groups",
+            "admin:server_state",
+        ],
     }
 ]
 c.JupyterHub.load_groups = {"physics": {"users": ["ada"]}}
@@ -51,11 +60,16 @@ c.GlidepathSpawner.http_timeout = told["http_timeout"]
 #: So few that a test whose failures did count would find its Hub ended.
 c.Spawner.consecutive_failure_limit = 5
 c.Spawner.environment = {"HOUSE_MARK": "a mark that is no secret", "HOUSE_SECRET": told["server_secret"]}
+c.Spawner.environment |= told["environment"]
 c.JupyterHub.cleanup_servers = told["cleanup_servers"]
+for owner, settings in told["hub_settings"].items():
+    c[owner].update(settings)
 
 
 def choose_command(spawner):
-    """Users named `stub-MODE-...` get a stand-in that behaves as the mode says."""
+    """Users named `stub-MODE-...` get a stand-in that behaves as the mode says, `light-...` one that is small."""
+    if spawner.user.name.startswith("light-"):
+        spawner.cmd, spawner.args = [told["light_server"]], ["--ServerApp.sock={socket}"]
     if spawner.user.name.startswith("stub-"):
         mode = spawner.user.name.split("-")[1]
         spawner.cmd = [told["stub_python"], told["stub"], mode]

@@ -48,3 +48,12 @@ def mortal_service() -> str:
 
 def agent() -> str:
     return _told("GLIDEPATH_AGENT_BIN")
+
+
+def schemathesis() -> str:
+    return f"{_told('GLIDEPATH_SCHEMA')}/bin/schemathesis"
+
+
+def light_server() -> str:
+    """A single-user server that is small enough for hundreds of them."""
+    return _told("GLIDEPATH_LIGHT_SERVER_BIN")

@@ -5,69 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import BrowserContext, Page
 
 import places
+from browsers import chromium, login, open_notebook
 from far import Far
 from house import House
 from people import lost_ticks
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PICTURES = places.TOP / ("docs/images" if os.environ.get("KEEP_PICTURES") else "test-results/pictures")
 
 
 @pytest.fixture
 def browser(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
     """Chromium that reaches this machine and nothing else."""
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            str(tmp_path / "profile"),
-            executable_path=places.chromium(),
-            headless=True,
-            viewport={"width": 1280, "height": 800},
-            args=FLAGS,
-        )
-        context.route("**/*", stay_here)
-        context.set_default_timeout(30_000)
+    with chromium(tmp_path / "profile", request.node.name) as context:
         yield context
-        # What was on the screen at the end: a test that failed is understood at once.
-        context.pages[0].screenshot(path=places.TOP / "test-results" / "screens" / f"{request.node.name}.png")
-        context.close()
-
-
-def stay_here(route: Route) -> None:
-    address = urlsplit(route.request.url)
-    if address.scheme.startswith("http") and address.hostname != "127.0.0.1":
-        route.abort()
-    else:
-        route.continue_()
-
-
-def login(page: Page, house: House, user: str) -> None:
-    page.goto(house.url + "hub/login")
-    page.fill("#username_input", user)
-    page.fill("#password_input", "demo")
-    page.click("#login_submit")
-    page.wait_for_load_state()
-
-
-def open_notebook(page: Page) -> None:
-    """A new one, with a kernel that listens: Lab drops what is run before that."""
-    page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
-    page.get_by_text("| Idle").first.wait_for(timeout=60_000)
-    page.locator(".jp-Notebook .cm-content").first.click()
 
 
 def picture(page: Page, name: str, whole: bool = False) -> None:

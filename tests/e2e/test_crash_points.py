@@ -13,8 +13,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,8 @@ from service import Service, site, sites_config
 from test_tickets import TICKET_REFUSED, dial
 from waiting import NotInTime, eventually, free_port, processes_of
 
+#: The act that only a story with a second attempt comes by.
+ANOTHER_ATTEMPT = "store.submitting"
 #: Long enough to take a copy of the dial file while the job waits.
 QUEUE_DELAY_S = 2
 
@@ -34,7 +38,7 @@ def crash_points() -> list[str]:
     """Every point that the sources of the service and of what is linked into it name."""
     found: list[str] = []
     for source in sorted((places.TOP / "crates").glob("*/src/**/*.rs")):
-        for call in re.findall(r"crash::point\((.*?)\);", source.read_text(), re.DOTALL):
+        for call in re.findall(r"(?:crash::point|fail_point!)\((.*?)\);", source.read_text(), re.DOTALL):
             found += re.findall(r'"((?:[a-z]+\.)+[a-z]+)"', call)
     return found
 
@@ -104,13 +108,12 @@ class Operator:
         return True
 
 
-@pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory, far: Far) -> Iterator[tuple[House, Service]]:
-    folder = tmp_path_factory.mktemp("crash")
+@contextmanager
+def hub_and_service(folder: Path, far: Far, sites: list[dict[str, Any]]) -> Iterator[tuple[House, Service]]:
+    """Each of them started and ended without the other."""
     folder.chmod(0o711)
     hub_port = free_port()
     hubs = [{"name": "hub", "api_url": f"http://127.0.0.1:{hub_port}/hub/api"}]
-    sites = [site("far", folder, far, process_queue_delay_s=QUEUE_DELAY_S)]
     service = Service(folder, sites_config(sites, far), hubs)
     service.start()
     house = House(folder / "hub", service=service, far=far)
@@ -122,7 +125,14 @@ def apart(tmp_path_factory: pytest.TempPathFactory, far: Far) -> Iterator[tuple[
         service.stop()
 
 
-@pytest.mark.parametrize("act", acts())
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory, far: Far) -> Iterator[tuple[House, Service]]:
+    folder = tmp_path_factory.mktemp("crash")
+    with hub_and_service(folder, far, [site("far", folder, far, process_queue_delay_s=QUEUE_DELAY_S)]) as apart:
+        yield apart
+
+
+@pytest.mark.parametrize("act", [act for act in acts() if act != ANOTHER_ATTEMPT])
 def test_a_death_at_any_point_loses_nothing_and_doubles_nothing(
     apart: tuple[House, Service], act: str, tmp_path: Path
 ) -> None:
@@ -150,6 +160,30 @@ def test_a_death_at_any_point_loses_nothing_and_doubles_nothing(
     service.start()
     time.sleep(0.5)
     assert left_over(house, service, run) == []
+
+
+def test_a_death_between_two_attempts_loses_nothing_and_doubles_nothing(
+    tmp_path_factory: pytest.TempPathFactory, plugged: Far
+) -> None:
+    """Nobody dials from the far site, so that the next one is tried."""
+    folder = tmp_path_factory.mktemp("crash2")
+    sites = [site("far", folder, plugged, preference=10), site("here", folder)]
+    with hub_and_service(folder, plugged, sites) as (house, service):
+        service.stop()
+        plugged.cut()
+        with Operator(service, acts()[ANOTHER_ATTEMPT]) as operator:
+            assert house.ask_for("stub-well-again").status_code == 202
+            house.wait_ready("stub-well-again", within_s=90)
+            view = service.wait_state("stub-well-again", "ready")
+            assert (view["site"], view["attempt"]) == ("here", 2)
+            assert len([process for process in processes_of(view["run"]) if process.attempt.endswith("-2")]) > 0
+            answer = eventually("it answers", lambda: answered(house, "stub-well-again"), 30)
+            assert answer["starts"] == 1, "its server was started more than once"
+            plugged.restore()
+            house.stopped("stub-well-again")
+            eventually("nothing is left", lambda: not list(folder.glob("jobs-*/jobs/*")), 30)
+            eventually("no process is left", lambda: not processes_of(view["run"]), 20)
+        assert not operator.points, "the service never passed these points: this story does not cover them"
 
 
 def copied_dial_file(house: House, folder: Path) -> Path:

@@ -34,6 +34,21 @@ print(json.dumps({{name: can(lambda: globals()[kind](path)) for name, (kind, pat
 """
 
 
+#: Calls of the Hub's API from a kernel, with the token that its server was given, and the status of each answer.
+CALLS = """
+import json, os, urllib.error, urllib.request
+def status(method, path, body):
+    url = os.environ['JUPYTERHUB_API_URL'] + path
+    headers = {{'Authorization': 'token ' + os.environ['JUPYTERHUB_API_TOKEN'], 'Content-Type': 'application/json'}}
+    request = urllib.request.Request(url, body.encode() or None, headers, method=method)
+    try:
+        return urllib.request.urlopen(request, timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+print(json.dumps([status(*call) for call in {calls!r}]))
+"""
+
+
 @pytest.fixture(scope="module", params=["here", "far"])
 def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, str]]:
     assert os.geteuid() == 0, "accounts can be told apart only when the tests run as root"
@@ -98,6 +113,40 @@ def test_ada_reads_neither_bobs_socket_nor_his_environment_nor_his_files(house: 
         seen = asked(kernel, targets)
     expected = {name: name.startswith("own") for name in seen}
     assert seen == expected
+    for user in ("ada", "bob"):
+        home.stopped(user)
+
+
+def test_a_servers_own_token_opens_nothing_of_the_hub_but_its_own_affairs(house: tuple[House, str]) -> None:
+    """Through the agent's forward, to the real Hub: what it refuses, it refuses here too, and nothing is added."""
+    home, site = house
+    bob: dict[str, Any] = home.started("bob", site=site)
+    home.started("ada", site=site)
+    own = [
+        ("GET", "/user", ""),
+        ("POST", "/users/ada/activity", json.dumps({"last_activity": "2026-01-01T00:00:00Z"})),
+    ]
+    others = [
+        ("GET", "/users", ""),
+        ("GET", "/users/bob", ""),
+        ("POST", "/users/bob/activity", json.dumps({"last_activity": "2026-01-01T00:00:00Z"})),
+        ("DELETE", "/users/bob/server", ""),
+        ("POST", "/users/bob/tokens", "{}"),
+        ("POST", "/users/ada/tokens", json.dumps({"roles": ["admin"]})),
+        ("POST", "/users/eve", "{}"),
+        ("DELETE", "/users/bob", ""),
+        ("PATCH", "/users/ada", json.dumps({"admin": True})),
+        ("GET", "/proxy", ""),
+        ("GET", "/services", ""),
+        ("POST", "/shutdown", "{}"),
+        ("GET", "/../../services/glidepath/", ""),
+    ]
+    with home.person("ada").kernel() as kernel:
+        told: list[int] = json.loads(kernel.run(CALLS.format(calls=own + others)))
+    assert all(status in (200, 204) for status in told[: len(own)]), told
+    answers = dict(zip([f"{method} {path}" for method, path, _ in others], told[len(own) :], strict=True))
+    assert {name for name, status in answers.items() if status not in (401, 403, 404, 405)} == set(), answers
+    assert home.service.view("bob")["run"] == bob["run"] and home.service.view("bob")["state"] == "ready"
     for user in ("ada", "bob"):
         home.stopped(user)
 

@@ -39,6 +39,7 @@ IMPURE_ROOMS = {"fs", "net", "process", "thread"}
 ROOMS = {
     "clock": 0,
     "config": 0,
+    "notable": 0,
     "arrivals": 1,
     "seal": 1,
     "sites": 1,
@@ -49,8 +50,9 @@ ROOMS = {
     "metrics": 3,
     "http": 4,
     "app": 5,
-    "command": 6,
-    "main": 7,
+    "doctor": 6,
+    "command": 7,
+    "main": 8,
 }
 #: Rooms of one floor that never see each other: they meet in `arrivals`.
 WALLS = {frozenset({"proxy", "spawn"})}

@@ -20,6 +20,8 @@ SOCKET = next((arg.partition("=")[2] for arg in sys.argv if arg.startswith("--Se
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 #: A line for each time that a server of this user was started; kept with the home.
 STARTS = Path.home() / "starts"
+#: A line for each time that any server of this Hub was started, by attempt; where a test wants to know.
+ALL_STARTS = os.environ.get("HOUSE_STARTS", "")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -34,6 +36,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status = 500 if MODE == "fails" else 200
         told = {"version": "stub", "path": self.path, "pid": os.getpid(), "user": os.environ["JUPYTERHUB_USER"]}
         told["starts"] = len(STARTS.read_text().splitlines())
+        if self.path.endswith("/self"):
+            told |= {"argv": sys.argv, "environ": dict(os.environ), "folder": os.getcwd()}
+        told |= {"key": os.environ["GLIDEPATH_KEY"], "attempt": os.environ["GLIDEPATH_ATTEMPT"]}
         body = json.dumps(told).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -57,10 +62,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with STARTS.open("a") as starts:
         print(os.getpid(), file=starts)
+    if ALL_STARTS:
+        with Path(ALL_STARTS).open("a") as starts:
+            print(os.environ["GLIDEPATH_ATTEMPT"], os.getpid(), file=starts)
     print("stub: up with mode", MODE, flush=True)
-    if MODE == "exits":
+    if MODE == "exits" or (MODE == "fickle" and len(STARTS.read_text().splitlines()) == 1):
         print("cannot open the configuration of the moon", flush=True)
         print('<img src=x onerror="document.title=666">', flush=True)
+        sys.exit(3)
+    if MODE == "says":
+        sys.stdout.buffer.write(Path(__file__).with_name("says").read_bytes())
         sys.exit(3)
     if MODE == "silent":
         while True:
