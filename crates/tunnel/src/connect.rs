@@ -8,25 +8,22 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use http::{HeaderValue, Request, StatusCode};
+use http::StatusCode;
 use rustls_pki_types::ServerName;
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
-use tokio_tungstenite::tungstenite::{self, handshake::client::generate_key};
-use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::dial::{BadDial, DialConfig};
-use crate::lane::websocket_config;
 use crate::link::PeerInfo;
-use crate::message::{receive, send};
 use crate::proto::handshake::{
     self, CAPABILITIES, Hello, Key, Refused, VERSIONS, Verdict, Welcome, decode_challenge, decode_verdict,
 };
 use crate::proxy::{self, Proxy};
 use crate::trust;
-use crate::upgrade::LINK_PATH;
+use crate::upgrade::{self, Answer, LINK_PATH};
+use crate::websocket::{Role, WebSocket};
 
 /// The next address is tried after this, beside the ones before it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -52,7 +49,7 @@ pub(crate) struct Way {
 
 /// A lane that home welcomed.
 pub(crate) struct Established {
-    pub(crate) socket: WebSocketStream<Box<dyn Io>>,
+    pub(crate) socket: WebSocket<Box<dyn Io>>,
     pub(crate) welcome: Welcome,
     pub(crate) about: PeerInfo,
 }
@@ -154,26 +151,17 @@ impl Way {
         }
     }
 
-    async fn upgrade(&self, io: Box<dyn Io>) -> Result<WebSocketStream<Box<dyn Io>>, Failed> {
-        let request = Request::builder()
-            .uri(format!("ws://{}{}", self.authority(), self.path))
-            .header("Host", self.authority())
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Key", generate_key())
-            .body(())
-            .map_err(|error| format!("the upgrade request cannot be built: {error}"))?;
-        match client_async_with_config(request, io, Some(websocket_config())).await {
-            Ok((socket, _)) => Ok(socket),
-            Err(tungstenite::Error::Http(answer)) => Err(refused_by_http(answer.status(), answer.headers())),
+    async fn upgrade(&self, mut io: Box<dyn Io>) -> Result<WebSocket<Box<dyn Io>>, Failed> {
+        match upgrade::ask(&mut io, &self.authority(), &self.path).await {
+            Ok(Answer::Link) => Ok(WebSocket::new(io, Role::Client { under_tls: self.tls.is_some() })),
+            Ok(Answer::Else { status, retry_after }) => Err(refused_by_http(status, retry_after)),
             Err(error) => Err(Failed::Trouble(format!("the WebSocket upgrade failed: {error}"))),
         }
     }
 
     async fn shake_hands(
         &self,
-        socket: &mut WebSocketStream<Box<dyn Io>>,
+        socket: &mut WebSocket<Box<dyn Io>>,
         session: [u8; 16],
     ) -> Result<(Welcome, PeerInfo), Failed> {
         let broken =
@@ -188,9 +176,10 @@ impl Way {
             capabilities: CAPABILITIES.iter().map(|&name| name.to_owned()).collect(),
         }
         .encode();
-        let failed = |error: crate::message::BadMessage| error.to_string();
-        send(socket, hello.clone()).await.map_err(failed)?;
-        let raw_challenge = receive(socket).await.map_err(failed)?;
+        let unsent = |error| format!("the connection broke during the handshake: {error}");
+        let silent = |end| format!("the handshake was not finished: {end}");
+        socket.send(&hello).await.map_err(unsent)?;
+        let raw_challenge = socket.receive().await.map_err(silent)?;
         let challenge = decode_challenge(&raw_challenge).map_err(broken)?.map_err(Failed::Refused)?;
         if challenge.version < VERSIONS.0 || challenge.version > VERSIONS.1 {
             return Err(Failed::Trouble(format!(
@@ -198,8 +187,8 @@ impl Way {
                 challenge.version
             )));
         }
-        send(socket, self.key.prove(&hello, &raw_challenge)).await.map_err(failed)?;
-        let verdict = receive(socket).await.map_err(failed)?;
+        socket.send(&self.key.prove(&hello, &raw_challenge)).await.map_err(unsent)?;
+        let verdict = socket.receive().await.map_err(silent)?;
         match decode_verdict(&verdict).map_err(broken)? {
             Verdict::Welcome(welcome) => {
                 let (software, version) = (challenge.software, challenge.version);
@@ -211,9 +200,7 @@ impl Way {
 }
 
 /// An HTTP answer instead of the upgrade. Only 503 and 429 say when to come again.
-fn refused_by_http(status: StatusCode, headers: &http::HeaderMap) -> Failed {
-    let after = headers.get("retry-after").map(HeaderValue::to_str).and_then(Result::ok);
-    let after = after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+fn refused_by_http(status: StatusCode, after: Option<Duration>) -> Failed {
     let sentence = format!("home answered {status} instead of the link");
     match (status, after) {
         (StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS, Some(after)) => {

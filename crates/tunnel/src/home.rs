@@ -9,22 +9,20 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_tungstenite::{WebSocketStream, tungstenite};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::lane::{LaneGuard, carry, websocket_config};
+use crate::lane::{LaneGuard, carry};
 use crate::link::{Link, PeerInfo, Session, lock, now};
-use crate::message::{BadMessage, receive, send};
 use crate::proto::frame::Broken;
 use crate::proto::handshake::{self, Challenge, Hello, Refused, Welcome};
 use crate::proto::mux::{Limits, Side};
 use crate::upgrade::{self, Asked};
+use crate::websocket::{Role, SocketEnd, WebSocket};
 
 mod places;
 
@@ -186,8 +184,8 @@ enum Act {
 enum Failed {
     #[error("the connection broke")]
     Io(#[from] io::Error),
-    #[error(transparent)]
-    Message(#[from] BadMessage),
+    #[error("the handshake was not finished: {0}")]
+    Socket(#[from] SocketEnd),
     #[error("the agent broke the protocol: {0}")]
     Broken(#[from] Broken),
     #[error("the agent sent nothing for {} s", MESSAGE_WITHIN.as_secs())]
@@ -261,7 +259,7 @@ impl Home {
         &self,
         mut io: IO,
         peer: SocketAddr,
-    ) -> Result<Option<(WebSocketStream<IO>, LaneGuard)>, Failed>
+    ) -> Result<Option<(WebSocket<IO>, LaneGuard)>, Failed>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -284,29 +282,24 @@ impl Home {
             return Ok(None);
         }
         upgrade::accept(&mut io, &accept).await?;
-        let mut socket = WebSocketStream::from_raw_socket(
-            io,
-            tungstenite::protocol::Role::Server,
-            Some(websocket_config()),
-        )
-        .await;
+        let mut socket = WebSocket::new(io, Role::Server);
         match self.decide(&mut socket, peer).await? {
             Act::Lane(lane) => Ok(Some((socket, lane))),
             Act::Refused => {
                 drop(place);
-                let _ = socket.close(None).await;
+                let _ = socket.close().await;
                 // The agent closes first: what was said last must not be lost in a reset connection.
-                while let Some(Ok(_)) = socket.next().await {}
+                while socket.receive().await.is_ok() {}
                 Ok(None)
             }
         }
     }
 
-    async fn decide<IO>(&self, socket: &mut WebSocketStream<IO>, peer: SocketAddr) -> Result<Act, Failed>
+    async fn decide<IO>(&self, socket: &mut WebSocket<IO>, peer: SocketAddr) -> Result<Act, Failed>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let raw_hello = timeout(MESSAGE_WITHIN, receive(socket)).await??;
+        let raw_hello = timeout(MESSAGE_WITHIN, socket.receive()).await??;
         let hello = Hello::decode(&raw_hello)?;
         let version = match handshake::choose_version(hello.versions) {
             Ok(version) => version,
@@ -328,8 +321,8 @@ impl Home {
             capabilities: handshake::CAPABILITIES.iter().map(|&name| name.to_owned()).collect(),
         };
         let raw_challenge = challenge.encode();
-        send(socket, raw_challenge.clone()).await?;
-        let proof = timeout(MESSAGE_WITHIN, receive(socket)).await??;
+        socket.send(&raw_challenge).await?;
+        let proof = timeout(MESSAGE_WITHIN, socket.receive()).await??;
         if !handshake::verify(&hello.key, &raw_hello, &raw_challenge, &proof)? {
             let sentence = "the proof of the key is wrong".to_owned();
             let refused = Refused { after: None, sentence };
@@ -361,7 +354,7 @@ impl Home {
         if let Some(link) = fresh {
             self.gate.linked(&admitted, link);
         }
-        send(socket, welcome.encode()).await?;
+        socket.send(&welcome.encode()).await?;
         debug!(%peer, identity = admitted.identity, lane = lane.id, "a lane is up");
         Ok(Act::Lane(lane))
     }
@@ -419,7 +412,7 @@ impl Home {
 
     async fn turn_away<IO>(
         &self,
-        socket: &mut WebSocketStream<IO>,
+        socket: &mut WebSocket<IO>,
         peer: SocketAddr,
         turned: TurnedAway,
         refused: Refused,
@@ -468,11 +461,11 @@ impl Drop for Home {
     }
 }
 
-async fn refuse<IO>(socket: &mut WebSocketStream<IO>, refused: Refused) -> Result<Act, Failed>
+async fn refuse<IO>(socket: &mut WebSocket<IO>, refused: Refused) -> Result<Act, Failed>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    send(socket, refused.encode()).await?;
+    socket.send(&refused.encode()).await?;
     Ok(Act::Refused)
 }
 

@@ -1,42 +1,26 @@
 //! The shell around one connection: moves messages between a WebSocket and the session, and keeps its timer.
 
 use std::future::{Future, poll_fn};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Error;
-use tokio_tungstenite::tungstenite::error::ProtocolError;
-use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 
 use crate::link::{Session, now};
 use crate::proto::Received;
 use crate::proto::frame::CloseKind;
 use crate::proto::lane::Health;
+use crate::websocket::{SocketEnd, WebSocket};
 
-/// The largest message that either end takes.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 256 * 1024;
-/// Messages taken in before anything is sent, and rounds before other tasks get their turn.
-const READ_BURST: usize = 32;
+/// Rounds of reading and sending before other tasks get their turn.
 const ROUNDS: usize = 8;
 /// A goodbye must be out after this.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
-
-/// The WebSocket limits of both ends.
-pub(crate) fn websocket_config() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(16 * 1024)
-        .write_buffer_size(64 * 1024)
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES))
-}
 
 /// Why a lane ended.
 #[derive(Debug)]
@@ -54,20 +38,15 @@ pub(crate) enum LaneEnd {
 }
 
 impl LaneEnd {
-    fn of(error: &Error) -> Self {
-        let closed = match error {
-            Error::Io(error) => matches!(
-                error.kind(),
-                ErrorKind::ConnectionReset
-                    | ErrorKind::ConnectionAborted
-                    | ErrorKind::BrokenPipe
-                    | ErrorKind::UnexpectedEof
-            ),
-            Error::ConnectionClosed
-            | Error::AlreadyClosed
-            | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => true,
-            _ => false,
-        };
+    fn of(error: &io::Error) -> Self {
+        let closed = matches!(
+            error.kind(),
+            ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof
+                | ErrorKind::WriteZero
+        );
         if closed { Self::Closed(error.to_string()) } else { Self::Lost(error.to_string()) }
     }
 }
@@ -93,26 +72,26 @@ impl Drop for LaneGuard {
 }
 
 /// Carries a lane until its end. Dropping it loses the lane, no more.
-pub(crate) async fn carry<IO>(socket: WebSocketStream<IO>, lane: LaneGuard) -> LaneEnd
+pub(crate) async fn carry<IO>(socket: WebSocket<IO>, lane: LaneGuard) -> LaneEnd
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut timer = pin!(sleep_until(Instant::now()));
-    let mut shell =
-        Shell { socket, session: &lane.session, id: lane.id, out: BytesMut::new(), leave_by: None };
+    let mut shell = Shell { socket, session: &lane.session, id: lane.id, leave_by: None, gathered: false };
     let end = poll_fn(|cx| shell.poll(cx, timer.as_mut())).await;
     let mut socket = shell.socket;
     // A courtesy: the other end learns at once instead of by a broken connection.
-    let _ = tokio::time::timeout(Duration::from_millis(200), socket.close(None)).await;
+    let _ = tokio::time::timeout(Duration::from_millis(200), socket.close()).await;
     end
 }
 
 struct Shell<'a, IO> {
-    socket: WebSocketStream<IO>,
+    socket: WebSocket<IO>,
     session: &'a Session,
     id: u64,
-    out: BytesMut,
     leave_by: Option<Instant>,
+    /// Other tasks had their turn to add to what is sent next.
+    gathered: bool,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
@@ -122,6 +101,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
                 Ok(more) => more,
                 Err(end) => return Poll::Ready(end),
             };
+            if !more_to_read && !self.gathered && self.session.with(|core| core.mux.gathers()) {
+                // Several streams say little each, and some of them just now: they go first, and it all leaves in one message.
+                self.gathered = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let blocked = match self.poll_out(cx) {
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Ready(Ok(())) => false,
@@ -141,6 +126,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
                 timer.as_mut().reset(next);
             }
             if timer.as_mut().poll(cx).is_pending() {
+                self.gathered = false;
                 return Poll::Pending;
             }
         }
@@ -150,29 +136,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
 
     /// Takes in what is there; says whether there may be more.
     fn poll_in(&mut self, cx: &mut Context<'_>) -> Result<bool, LaneEnd> {
-        for _ in 0..READ_BURST {
-            let message = match Pin::new(&mut self.socket).poll_next(cx) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(Some(Ok(message))) => message,
-                Poll::Ready(Some(Err(error))) => return Err(LaneEnd::of(&error)),
-                Poll::Ready(None) => return Err(LaneEnd::Closed("the connection was closed".to_owned())),
-            };
-            match message {
-                Message::Binary(bytes) => self.take(bytes)?,
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
-                Message::Close(_) => return Err(LaneEnd::Closed("the connection was closed".to_owned())),
-                Message::Text(_) => return Err(self.broken("a text message")),
+        let (session, id) = (self.session, self.id);
+        let received = self.socket.poll_receive(cx, |message| {
+            match session.with(|core| core.receive(id, message, now())) {
+                Ok(Received::Nothing) => ControlFlow::Continue(()),
+                Ok(Received::NoLane) => ControlFlow::Break(Ok(LaneEnd::Left)),
+                Ok(Received::Away) => ControlFlow::Break(Ok(LaneEnd::Away)),
+                Err(broken) => ControlFlow::Break(Err(broken.to_string())),
             }
-        }
-        Ok(true)
-    }
-
-    fn take(&mut self, message: bytes::Bytes) -> Result<(), LaneEnd> {
-        match self.session.with(|core| core.receive(self.id, message, now())) {
-            Ok(Received::Nothing) => Ok(()),
-            Ok(Received::NoLane) => Err(LaneEnd::Left),
-            Ok(Received::Away) => Err(LaneEnd::Away),
-            Err(broken) => Err(self.broken(&broken.to_string())),
+        });
+        match received {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(None)) => Ok(true),
+            Poll::Ready(Ok(Some(Ok(end)))) => Err(end),
+            Poll::Ready(Ok(Some(Err(broken)))) => Err(self.broken(&broken)),
+            Poll::Ready(Err(SocketEnd::Rule(broken))) => Err(self.broken(broken)),
+            Poll::Ready(Err(SocketEnd::Io(error))) => Err(LaneEnd::of(&error)),
+            Poll::Ready(Err(closed @ SocketEnd::Closed)) => Err(LaneEnd::Closed(closed.to_string())),
         }
     }
 
@@ -187,19 +167,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
 
     /// Sends what there is; pending when the socket takes no more.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LaneEnd>> {
-        let lost = |error: Error| LaneEnd::of(&error);
+        let lost = |error: io::Error| LaneEnd::of(&error);
+        let (session, id) = (self.session, self.id);
         loop {
-            match Pin::new(&mut self.socket).poll_ready(cx) {
-                Poll::Ready(ready) => ready.map_err(lost)?,
+            match self.socket.poll_unsent(cx) {
+                Poll::Ready(sent) => sent.map_err(lost)?,
                 Poll::Pending => return self.poll_blocked(cx),
             }
-            if !self.session.with(|core| core.transmit(self.id, now(), &mut self.out, cx)) {
+            let waker = cx.waker().clone();
+            let fill = |out: &mut _| session.with(|core| core.transmit(id, now(), out, &waker));
+            if !self.socket.send_with(cx, fill).map_err(lost)? {
                 break;
             }
-            let message = Message::Binary(self.out.split().freeze());
-            Pin::new(&mut self.socket).start_send(message).map_err(lost)?;
         }
-        match Pin::new(&mut self.socket).poll_flush(cx) {
+        match self.socket.poll_flush(cx) {
             Poll::Ready(flushed) => flushed.map_err(lost)?,
             Poll::Pending => return self.poll_blocked(cx),
         }
@@ -209,7 +190,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
 
     fn poll_blocked(&mut self, cx: &Context<'_>) -> Poll<Result<(), LaneEnd>> {
         let over = self.session.with(|core| {
-            core.keep_waker(self.id, cx);
+            core.keep_waker(self.id, cx.waker());
             core.is_over()
         });
         if over { self.poll_leave() } else { Poll::Pending }

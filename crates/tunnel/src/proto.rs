@@ -22,7 +22,7 @@ pub(crate) mod stream;
 pub(crate) mod world;
 
 use std::collections::BTreeMap;
-use std::task::Context;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -383,7 +383,7 @@ impl Core {
     }
 
     /// Writes the next message for a lane, if there is one; else keeps the waker. At most one message per call.
-    pub(crate) fn transmit(&mut self, id: u64, now: Instant, out: &mut BytesMut, cx: &Context<'_>) -> bool {
+    pub(crate) fn transmit(&mut self, id: u64, now: Instant, out: &mut BytesMut, waker: &Waker) -> bool {
         let express = self.express_lane();
         let good = self.good_lanes();
         let ping_due = self.lanes.get(&id).is_some_and(|lane| now >= self.ping_at(lane));
@@ -433,7 +433,7 @@ impl Core {
         let ack_now = lane.unacknowledged >= ACK_BYTES || lane.ack_due.is_some_and(|due| now >= due);
         if out.len() == ack_end && !ack_now {
             out.truncate(start);
-            lane.keep(cx);
+            lane.keep(waker);
             return false;
         }
         lane.unacknowledged = 0;
@@ -449,9 +449,9 @@ impl Core {
     }
 
     /// The lane's socket takes nothing: keeps the waker for what else may happen to the lane.
-    pub(crate) fn keep_waker(&mut self, id: u64, cx: &Context<'_>) {
+    pub(crate) fn keep_waker(&mut self, id: u64, waker: &Waker) {
         if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.keep(cx);
+            lane.keep(waker);
         }
     }
 

@@ -1,12 +1,14 @@
-//! The HTTP request that begins a lane, read by the home end: a WebSocket upgrade of `/link`, or an answer that
-//! says what was wrong with it.
+//! The HTTP request that begins a lane, a WebSocket upgrade of `/link`: asked by the agent end, and read by the home end,
+//! which upgrades or answers what was wrong with it.
 
 use std::io;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
 
 /// The path of every link.
 pub(crate) const LINK_PATH: &str = "/link";
@@ -21,6 +23,73 @@ pub(crate) enum Asked {
     Link { accept: String },
     /// Something else, to be refused with this status and sentence.
     Else { status: &'static str, sentence: &'static str },
+}
+
+/// What the other end said to the request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The link begins.
+    Link,
+    /// Something else than the upgrade.
+    Else { status: StatusCode, retry_after: Option<Duration> },
+}
+
+/// Asks for the link and reads the head of the answer. The home end says nothing after it before it is spoken to.
+pub(crate) async fn ask<IO>(io: &mut IO, authority: &str, path: &str) -> io::Result<Answer>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let key = generate_key();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    );
+    io.write_all(request.as_bytes()).await?;
+    io.flush().await?;
+    let mut head = Vec::with_capacity(512);
+    loop {
+        if head.len() >= MAX_HEAD_BYTES {
+            return Err(io::Error::other("the head of the answer is too large"));
+        }
+        let mut part = [0; 1024];
+        let count = io.read(&mut part).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        head.extend_from_slice(&part[..count]);
+        if let Some(answer) = parse_answer(&head, &derive_accept_key(key.as_bytes()))? {
+            return Ok(answer);
+        }
+    }
+}
+
+/// `None` until the head is complete.
+fn parse_answer(raw: &[u8], accept: &str) -> io::Result<Option<Answer>> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    let length = match response.parse(raw) {
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Ok(httparse::Status::Complete(length)) => length,
+        Err(error) => return Err(io::Error::other(format!("the answer is not HTTP: {error}"))),
+    };
+    let header = |name: &str| {
+        let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(found.value).ok().map(str::trim)
+    };
+    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or_else(|| io::Error::other("the answer has no status"))?;
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        let retry_after = header("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        return Ok(Some(Answer::Else { status, retry_after }));
+    }
+    let upgrades = header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket"));
+    if !upgrades || header("sec-websocket-accept") != Some(accept) {
+        return Err(io::Error::other("the answer upgrades to something else than the WebSocket asked for"));
+    }
+    if length != raw.len() {
+        return Err(io::Error::other("something follows the answer before it was spoken to"));
+    }
+    Ok(Some(Answer::Link))
 }
 
 /// Reads a request's head. Nothing may follow it before it is answered.

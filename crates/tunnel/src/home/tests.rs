@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::SinkExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::Instant;
-use tokio_tungstenite::client_async;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::*;
 use crate::link::LinkState;
@@ -39,7 +39,25 @@ struct Scene {
     served: JoinSet<()>,
 }
 
+/// Another implementation than the one that is tested.
 type Socket = WebSocketStream<DuplexStream>;
+
+async fn send(socket: &mut Socket, message: Bytes) -> Result<(), tungstenite::Error> {
+    socket.send(Message::Binary(message)).await
+}
+
+/// The next binary message; an error when there is none.
+async fn receive(socket: &mut Socket) -> Result<Bytes, tungstenite::Error> {
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Binary(bytes))) => return Ok(bytes),
+            Some(Ok(Message::Text(text))) => panic!("a text message: {text}"),
+            Some(Ok(Message::Close(_))) | None => return Err(tungstenite::Error::ConnectionClosed),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error),
+        }
+    }
+}
 
 impl Scene {
     fn new() -> Self {

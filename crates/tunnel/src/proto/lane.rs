@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::task::{Context, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::frame::Broken;
@@ -145,10 +145,10 @@ impl Lane {
     }
 
     /// Keeps the waker of the lane's shell.
-    pub(crate) fn keep(&mut self, cx: &Context<'_>) {
+    pub(crate) fn keep(&mut self, waker: &Waker) {
         match &self.waker {
-            Some(waker) if waker.will_wake(cx.waker()) => {}
-            _ => self.waker = Some(cx.waker().clone()),
+            Some(kept) if kept.will_wake(waker) => {}
+            _ => self.waker = Some(waker.clone()),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) const FIRST_STREAMS: u64 = 128;
 /// Streams that each end may have open at one time.
 pub(crate) const MAX_STREAMS: u64 = 512;
 /// A message is closed when it reaches this size.
-pub(crate) const MESSAGE_BYTES: usize = 64 * 1024;
+pub(crate) const MESSAGE_BYTES: usize = 128 * 1024;
 
 /// What one end allows.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ const LEAST_BYTES: u64 = 32 * 1024;
 const MOST_BYTES: u64 = 16 * 1024 * 1024;
 /// A queue of this long at the measured rate is tolerated, up to [`SLACK_BYTES`]: schedulers are not exact.
 const SLACK: Duration = Duration::from_millis(2);
-const SLACK_BYTES: u64 = 256 * 1024;
+const SLACK_BYTES: u64 = 512 * 1024;
 /// A rate sample counts this many round trips.
 const RATE_TRIPS: u32 = 10;
 /// The least round trip is measured anew after this long, with a drained queue.

@@ -82,7 +82,7 @@ fn what_comes_twice_or_late_changes_nothing() {
     core.mux.finish(1);
     core.mux.release(1);
     let mut out = BytesMut::new();
-    assert!(core.transmit(0, now, &mut out, &cx));
+    assert!(core.transmit(0, now, &mut out, Waker::noop()));
     tell(&mut core, now, &[Frame::LaneAck { received: out.len() as u64, delay_us: 0 }]).unwrap();
     assert!(core.mux.streams.is_empty());
     tell(&mut core, now, &[data(1, 0, 6), Frame::Reset { stream: 1 }, Frame::Credit { stream: 1, limit: 9 }])

@@ -10,6 +10,9 @@ use crate::proto::frame;
 use crate::proto::lane::Record;
 use crate::proto::stream::{CHUNK_BYTES, Queued};
 
+/// So many streams rarely speak at the same moment.
+const FEW_STREAMS: usize = 8;
+
 impl Mux {
     pub(super) fn queue_control(&mut self, id: u64) {
         if let Some(stream) = self.streams.get_mut(&id)
@@ -56,6 +59,11 @@ impl Mux {
             stream.queued = Queued::No;
             self.parked.retain(|other| *other != id);
         }
+    }
+
+    /// Whether it is worth to wait for the next turn of other tasks before a message is made: many streams, none of bulk.
+    pub(crate) fn gathers(&self) -> bool {
+        self.streams.len() >= FEW_STREAMS && self.bulk.is_empty()
     }
 
     /// Puts what streams have to say beside their bytes.
