@@ -165,4 +165,3 @@ fn acceptor(cert: &PathBuf, key: &PathBuf) -> anyhow::Result<TlsAcceptor> {
         .with_single_cert(chain, PrivateKeyDer::from_pem_file(key)?)?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
-
