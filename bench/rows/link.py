@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from aim import Load
 from given import Bench
-from load import Load
 from net import Failed, Space, Stage, awake, cpu_s
 from peers import Copied, Direct, Ours, Peer, installed, with_tls, without_tls
 from table import Goal, Row
@@ -20,6 +20,9 @@ ECHO_S = 1.5
 PACE_US = 4000
 
 
+NO_GOAL = Goal()
+
+
 @dataclass(frozen=True)
 class Figure:
     """One row: what it is called in `measured`, and for people."""
@@ -27,7 +30,7 @@ class Figure:
     key: str
     name: str
     unit: str
-    goal: Goal = Goal()
+    goal: Goal = NO_GOAL
     lower: bool = False
 
 
