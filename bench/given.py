@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from net import quiet
@@ -28,6 +31,23 @@ class Bench:
     def program(self) -> Path:
         """`glidepath-bench`: origin, load, and both ends of a bare link."""
         return self.programs / "glidepath-bench"
+
+    @cached_property
+    def service(self) -> Path:
+        """The service, built when a row first asks."""
+        self._build("--package", "glidepath-spawner-svc")
+        return self.programs / "glidepath-spawner"
+
+    @cached_property
+    def agent(self) -> Path:
+        """The static agent, as it goes to sites."""
+        target = os.environ["GLIDEPATH_MUSL_TARGET"]
+        self._build("--package", "glidepath-agent", "--target", target)
+        return self.programs.parent / target / "release" / "glidepath-agent"
+
+    def _build(self, *what: str) -> None:
+        command = ["cargo", "build", "--quiet", "--release", "--locked", "--target-dir", str(self.programs.parent)]
+        subprocess.run([*command, *what], cwd=TOP, check=True)
 
     def wait_quiet(self, within_s: float = 5) -> None:
         """Before something is measured."""

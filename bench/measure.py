@@ -35,6 +35,7 @@ def main() -> int:
     rows: list[Row] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="gp-bench.", dir="/tmp") as folder:
+        Path(folder).chmod(0o711)  # users' accounts run programs from here
         for name in names:
             bench = Bench(args.reps, Path(folder) / name, args.programs)
             bench.folder.mkdir()

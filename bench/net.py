@@ -7,6 +7,7 @@ its process id, or because it runs inside a namespace that was made here.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -16,9 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 #: Where agents dial home, where users connect at home, and where the server behind the agent listens.
 LINK, PUBLIC, ORIGIN = 7000, 7001, 9000
+CLONE_NEWNET = 0x4000_0000
 #: What a process may print before it is asked why it ended.
 TOLD_BYTES = 2000
 
@@ -71,12 +74,28 @@ class Space:
             raise Failed(f"{Path(str(argv[0])).name} {argv[1]}: {done.stderr.strip() or done.returncode}")
         return done.stdout
 
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """This thread is in here, and so is what it starts or connects to."""
+        with open("/proc/thread-self/ns/net") as outside, open(f"/run/netns/{self.name}") as inside:
+            enter(inside)
+            try:
+                yield
+            finally:
+                enter(outside)
+
     def _remove(self) -> None:
         if not Path(f"/run/netns/{self.name}").exists():
             return
         for pid in ip("netns", "pids", self.name).split():
             end(int(pid))
         ip("netns", "del", self.name)
+
+
+def enter(space: TextIO) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(space.fileno(), CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), f"entering {space.name}")
 
 
 def ip(*words: str) -> str:

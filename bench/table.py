@@ -46,6 +46,9 @@ class Goal:
         return ""
 
 
+NO_GOAL = Goal()
+
+
 @dataclass
 class Row:
     """One figure of ours beside the peers', one value per repetition.

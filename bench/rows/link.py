@@ -10,7 +10,7 @@ from aim import Load
 from given import Bench
 from net import Failed, Space, Stage, awake, cpu_s
 from peers import Copied, Direct, Ours, Peer, installed, with_tls, without_tls
-from table import Goal, Row
+from table import NO_GOAL, Goal, Row
 
 BULK_BYTES = 512 << 20
 #: Of each load by wrk.
@@ -18,9 +18,6 @@ RATE_S = 2
 ECHO_S = 1.5
 #: Of the echo beside bulk: give or take half.
 PACE_US = 4000
-
-
-NO_GOAL = Goal()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// No head of these programs is longer.
@@ -69,7 +69,10 @@ pub(crate) struct Head {
 
 impl Head {
     /// Reads one and takes it from the buffer. `None` when the connection ended between two.
-    pub(crate) async fn read(tcp: &mut TcpStream, buffer: &mut Vec<u8>) -> anyhow::Result<Option<Self>> {
+    pub(crate) async fn read(
+        from: &mut (impl AsyncRead + Unpin),
+        buffer: &mut Vec<u8>,
+    ) -> anyhow::Result<Option<Self>> {
         loop {
             if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
                 let rest = buffer.split_off(end + 4);
@@ -77,7 +80,7 @@ impl Head {
                 return Ok(Some(Self { text: String::from_utf8(head)? }));
             }
             ensure!(buffer.len() < HEAD_BYTES, "a head without an end");
-            if tcp.read_buf(buffer).await? == 0 {
+            if from.read_buf(buffer).await? == 0 {
                 ensure!(buffer.is_empty(), "the connection ended within a head");
                 return Ok(None);
             }
