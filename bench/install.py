@@ -98,7 +98,9 @@ def traefik() -> Path:
     shutil.copytree(json.loads(told)["Dir"], source)
     for path in [source, *source.rglob("*")]:
         path.chmod(path.stat().st_mode | 0o200)
-    return built(program, ["go", "build", "-o", str(program), "./cmd/traefik"], cwd=source, scratch=source)
+    return built(
+        program, ["go", "build", "-ldflags", "-s -w", "-o", str(program), "./cmd/traefik"], cwd=source, scratch=source
+    )
 
 
 def built(program: Path, command: Sequence[str], cwd: Path, scratch: Path | None = None, **environ: str) -> Path:

@@ -145,7 +145,7 @@ def below(rows: Sequence[dict[str, object]]) -> list[str]:
     for row in rows:
         if row["remark"]:
             remarks.setdefault(str(row["remark"]), []).append(str(row["row"]))
-    lines = [*missing, *(f"- {', '.join(names)}: {remark}" for remark, names in remarks.items())]
+    lines = [*missing, *(f"- {'; '.join(names)}: {remark}" for remark, names in remarks.items())]
     return ["", *lines] if lines else []
 
 

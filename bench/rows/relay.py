@@ -1,7 +1,7 @@
 """The service's relay beside the proxies that sit at its place, with one server behind each.
 
-Ours is the real service: a request goes by its relay, a link with TLS and the real agent to the server, or, at a site of
-`reach = "direct"`, by the relay to the server's socket. By a proxy it takes one hop and no tunnel.
+Ours is the real service: a request goes by its relay, a link with TLS and the real agent to the server, or, at a site
+of `reach = "direct"`, by the relay to the server's socket. By a proxy it takes one hop and no tunnel.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ FIGURES: tuple[tuple[str, str, str, bool, Goal], ...] = (
     ("up1", "bulk up, 1 stream", "MB/s", False, NO_GOAL),
     ("echo64", "echoes of 256 B, 64 WebSockets", "1/s", False, NO_GOAL),
 )
+#: Of these alone there is a row beside traefik.
+SECOND = {"rps64", "p99", "down8", "echo64"}
 #: What is ours, by the site's reach.
 OURS = {"tunnel": "relay over a link", "direct": "relay, direct site"}
 
@@ -78,6 +80,8 @@ def rows(bench: Bench) -> Iterator[Row]:
     for ours in OURS.values():
         for peer in (chp, traefik):
             for key, figure, unit, lower, goal in FIGURES:
+                if peer is traefik and key not in SECOND:
+                    continue
                 of = values[key]
                 yield Row(
                     f"{ours}, beside {peer.name}: {figure}",

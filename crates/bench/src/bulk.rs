@@ -124,3 +124,76 @@ async fn send(target: &Target, number: u64, bytes: u64) -> anyhow::Result<()> {
     ensure!(head.status() == 200, "stream {number}: the origin says {}", head.first_line());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::origin::until_closed;
+
+    const BYTES: u64 = 3_000_000;
+
+    /// Answers one request with a body that `spoil` has had in its hands.
+    async fn spoilt(spoil: impl FnOnce(&mut Vec<u8>) + Send + 'static) -> Target {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = aimed_at(&listener);
+        tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            Head::read(&mut tcp, &mut Vec::new()).await.unwrap().unwrap();
+            let mut body = Vec::new();
+            while (body.len() as u64) < BYTES {
+                let at = body.len() as u64;
+                body.extend_from_slice(Pattern::of_stream(3).at(at, BYTES - at));
+            }
+            spoil(&mut body);
+            tcp.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n").as_bytes())
+                .await
+                .unwrap();
+            let _ = tcp.write_all(&body).await;
+        });
+        target
+    }
+
+    fn aimed_at(listener: &TcpListener) -> Target {
+        let target = listener.local_addr().unwrap().to_string();
+        Target { target, prefix: "/user/ada".into(), header: Vec::new() }
+    }
+
+    async fn downloaded(target: Target) -> Result<(), String> {
+        let download = Download { target, number: 3, bytes: BYTES, ..Download::default() };
+        download.run().await.map_err(|error| format!("{error:#}"))
+    }
+
+    #[tokio::test]
+    async fn a_whole_body_is_taken_and_a_spoilt_one_never() {
+        assert_eq!(downloaded(spoilt(|_| ()).await).await, Ok(()));
+        let changed = downloaded(spoilt(|body| body[2_000_000] ^= 1).await).await.unwrap_err();
+        assert!(changed.contains("stream 3: wrong bytes"), "{changed}");
+        let moved = downloaded(spoilt(|body| body[..200_000].rotate_left(65_536)).await).await.unwrap_err();
+        assert!(moved.contains("wrong bytes"), "{moved}");
+        let lost = downloaded(spoilt(|body| drop(body.drain(70_000..70_001))).await).await.unwrap_err();
+        assert!(lost.contains("wrong bytes"), "{lost}");
+        let short = downloaded(spoilt(|body| body.truncate(2_999_999)).await).await.unwrap_err();
+        assert!(short.contains("a short body"), "{short}");
+    }
+
+    #[tokio::test]
+    async fn the_origin_sends_and_takes_what_is_whole_and_refuses_the_rest() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = aimed_at(&listener);
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                tokio::spawn(until_closed(tcp));
+            }
+        });
+        downloaded(target.clone()).await.unwrap();
+        send(&target, 3, BYTES).await.unwrap();
+        let mut tcp = target.connect().await.unwrap();
+        let wrong = target.head("POST", "/upload?stream=4", "Content-Length: 1000\r\n");
+        let body = Pattern::of_stream(3).at(0, 1000);
+        tcp.write_all(&[wrong.as_bytes(), body].concat()).await.unwrap();
+        let answer = Head::read(&mut tcp, &mut Vec::new()).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 400);
+    }
+}

@@ -45,12 +45,13 @@ pub(crate) async fn origin(args: &OriginArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn until_closed(user: impl User) {
+/// One connection, request after request.
+pub(crate) async fn until_closed(user: impl User) {
     let _ = serve(user).await; // the other end sees that it ended
 }
 
 /// One connection.
-trait User: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+pub(crate) trait User: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> User for T {}
 
 async fn serve(mut user: impl User) -> anyhow::Result<()> {
