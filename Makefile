@@ -46,7 +46,7 @@ load: ## Measures SERVERS servers and USERS users; writes the table of docs/reli
 soak: ## Looks for what grows in HOURS hours of light churn; writes the table of docs/reliability.md
 	@scripts/many soak --hours "$(HOURS)" --write
 
-bench: ## Measures beside what else does the same, REPS=3 times; ROW=link runs one of link wide relay recovery ...
+bench: ## Measures everything beside its rivals, REPS=3 times; ROW= link, wide, relay, recovery, memory, spawn, waiting, placement or size alone
 	@scripts/bench --row "$(ROW)" --reps "$(REPS)"
 
 fmt: ## Formats Rust and Python

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Bench:
     programs: Path = TOP / "target" / "release"
     #: The largest share of the machine's CPU that others had when something was about to be measured.
     busy: float = 0.0
+    #: Peers that are here and gave no figure.
+    failures: list[str] = field(default_factory=list)
 
     @property
     def program(self) -> Path:
@@ -56,3 +58,10 @@ class Bench:
     def say(self, sentence: str) -> None:
         """Tells how far it is, and what went wrong."""
         print(f"{time.strftime('%H:%M:%S')} {sentence}", flush=True)
+
+    def failed(self, peer: str, repetition: int, reason: Exception) -> str:
+        """A peer that is here gave no figure: no row that leaves it out passes for a whole one."""
+        sentence = f"FAILED in repetition {repetition + 1}: {reason}"
+        self.failures.append(f"{peer} {sentence}")
+        self.say(self.failures[-1])
+        return sentence

@@ -41,16 +41,17 @@ def main() -> int:
             bench.folder.mkdir()
             found, why = measured(name, bench)
             rows += found
-            if why:
-                failed.append(f"{name}: {why}")
-            print_table(f"{name}", found)
+            print_table(name, found)
             keep(found)
+            for sentence in [*bench.failures, *([f"FAILED: {why}"] if why else [])]:
+                failed.append(f"{name}: {sentence}")
+                print(f"\n{failed[-1]}\n", flush=True)
             if bench.busy > 0.3:
                 print(f"\nThe machine was not quiet: others had up to {bench.busy * 100:.0f} % of it.")
     if len(names) > 1:
         print_table(f"everything, on {machine()}", rows)
     for sentence in failed:
-        print(f"FAILED {sentence}", file=sys.stderr)
+        print(sentence, file=sys.stderr)
     return 1 if failed else 0
 
 

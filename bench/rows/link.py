@@ -81,8 +81,7 @@ def compared(
             except Failed as reason:
                 if peer is ours:
                     raise
-                missing[peer.name] = f"FAILED in repetition {repetition + 1}: {reason}"
-                bench.say(f"{peer.name} {missing[peer.name]}")
+                missing[peer.name] = bench.failed(peer.name, repetition, reason)
                 continue
             for key, value in found.items():
                 values[key][peer.name].append(value)

@@ -75,8 +75,7 @@ def rows(bench: Bench) -> Iterator[Row]:
                 except Failed as reason:
                     if peer is direct:
                         raise
-                    missing[peer.name] = f"FAILED in repetition {repetition + 1}: {reason}"
-                    bench.say(f"{peer.name} {missing[peer.name]}")
+                    missing[peer.name] = bench.failed(peer.name, repetition, reason)
     for ours in OURS.values():
         for peer in (chp, traefik):
             for key, figure, unit, lower, goal in FIGURES:
