@@ -7,9 +7,11 @@ SECONDS ?= 60
 SERVERS ?= 500
 USERS ?= 2000
 HOURS ?= 1
+ROW ?=
+REPS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e acceptance flood fuzz churn load soak fmt wheel deny lock clean
+.PHONY: help demo test check e2e acceptance flood fuzz churn load soak bench fmt wheel deny lock clean
 
 help: ## Shows this list
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +45,9 @@ load: ## Measures SERVERS servers and USERS users; writes the table of docs/reli
 
 soak: ## Looks for what grows in HOURS hours of light churn; writes the table of docs/reliability.md
 	@scripts/many soak --hours "$(HOURS)" --write
+
+bench: ## Measures everything beside its rivals, REPS=3 times; ROW= link, wide, relay, recovery, memory, spawn, waiting, placement or size alone
+	@scripts/bench --row "$(ROW)" --reps "$(REPS)"
 
 fmt: ## Formats Rust and Python
 	@scripts/setup check && . ./.paths && cargo fmt && "$$GLIDEPATH_TOOLS/bin/ruff" format . && "$$GLIDEPATH_TOOLS/bin/ruff" check --fix-only --quiet .

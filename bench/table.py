@@ -46,9 +46,15 @@ class Goal:
         return ""
 
 
+NO_GOAL = Goal()
+
+
 @dataclass
 class Row:
-    """One figure of ours beside the peers', one value per repetition. A value whose bytes were not checked is no value."""
+    """One figure of ours beside the peers', one value per repetition.
+
+    A value whose bytes were not checked is no value.
+    """
 
     name: str
     unit: str
@@ -58,6 +64,10 @@ class Row:
     goal: Goal = field(default_factory=Goal)
     #: Not a peer to win against: what the machine can do at most. Shown, never compared.
     limit: Sequence[float] = ()
+    #: Neither: what relays that only copy, in the same number of hops, make of it.
+    reference: Sequence[float] = ()
+    #: Peers that there is no figure of, and why.
+    not_here: dict[str, str] = field(default_factory=dict)
     #: Why a goal cannot be met, or what the figure does not say.
     remark: str = ""
 
@@ -83,7 +93,9 @@ class Row:
             "goal": str(self.goal),
             "met": self.goal.met(ours, best[1] if best else None) if ours is not None else None,
             "limit": median(self.limit) if self.limit else None,
+            "reference": median(self.reference) if self.reference else None,
             "peers": {name: median(values) for name, values in self.peers.items() if values},
+            "not_here": self.not_here,
             "repetitions": len(self.ours),
             "remark": self.remark,
         }
@@ -99,8 +111,8 @@ def figure(value: object) -> str:
 
 
 def told(rows: Sequence[dict[str, object]]) -> str:
-    """The table, as Markdown."""
-    heads = ("row", "unit", "ours", "spread", "best peer", "", "ratio", "goal", "met")
+    """The table, as Markdown, and below it who is not in it and what the figures do not say."""
+    heads = ("row", "unit", "ours", "spread", "best peer", "", "ratio", "goal", "met", "copied", "limit")
     lines = [heads, tuple("---" for _ in heads)]
     for row in rows:
         spread = row["spread"]
@@ -115,9 +127,26 @@ def told(rows: Sequence[dict[str, object]]) -> str:
                 figure(row["ratio"]),
                 str(row["goal"]) or "-",
                 {True: "yes", False: "NO", None: "-"}[row["met"] if isinstance(row["met"], bool) else None],
+                figure(row["reference"]),
+                figure(row["limit"]),
             )
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + below(rows))
+
+
+def below(rows: Sequence[dict[str, object]]) -> list[str]:
+    """Who is not in the table, each once, and the remarks."""
+    missing: dict[str, None] = {}
+    for row in rows:
+        absent = row["not_here"]
+        if isinstance(absent, dict):
+            missing |= {f"- not here: {name}: {reason}": None for name, reason in absent.items()}
+    remarks: dict[str, list[str]] = {}
+    for row in rows:
+        if row["remark"]:
+            remarks.setdefault(str(row["remark"]), []).append(str(row["row"]))
+    lines = [*missing, *(f"- {'; '.join(names)}: {remark}" for remark, names in remarks.items())]
+    return ["", *lines] if lines else []
 
 
 def keep(rows: Sequence[Row], where: Path = RESULTS) -> list[dict[str, object]]:

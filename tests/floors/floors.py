@@ -21,6 +21,7 @@ MAY_USE: dict[str, set[str]] = {
     "agent": {"api-types", "tunnel"},
     "spawner-svc": {"api-types", "backends", "domain", "svc-kit", "tunnel"},
     "testkit": {"api-types", "domain", "tunnel"},
+    "bench": {"tunnel"},
 }
 #: What only tests may use.
 FOR_TESTS_ALONE = {"testkit"}
