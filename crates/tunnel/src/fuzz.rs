@@ -1,10 +1,15 @@
 //! The doors of the fuzz targets: any bytes into the decoders, the handshake and the state machine. Each returns when
 //! its input is used up or was refused, and panics only when something is wrong. Not for use.
 
-use std::task::{Context, Waker};
+use std::collections::VecDeque;
+use std::io;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::proto::Core;
 use crate::proto::frame::{self, CloseKind, Frame};
@@ -12,6 +17,7 @@ use crate::proto::handshake::{Hello, Verdict, decode_challenge, decode_verdict, 
 use crate::proto::mux::{Limits, Side};
 use crate::proto::world::{Step, World};
 use crate::upgrade::{self, Asked};
+use crate::websocket::{MAX_MESSAGE_BYTES, Role, WebSocket};
 
 /// A message: whatever is read of it is written as what is read again.
 pub fn frames(input: &[u8]) {
@@ -48,6 +54,75 @@ pub fn frames(input: &[u8]) {
     }
     // Whoever has no private key proves nothing.
     assert_ne!(verify(&[7; 32], &whole, &whole, &whole), Ok(true));
+}
+
+/// What a WebSocket's other end may send, in two pieces: the same messages as in one, or the same end.
+pub fn websocket(input: &[u8]) {
+    let [cut, raw @ ..] = input else { return };
+    let cut = usize::from(*cut).min(raw.len());
+    for role in [Role::Server, Role::Client { under_tls: true }] {
+        assert_eq!(heard(role, &[raw]), heard(role, &[&raw[..cut], &raw[cut..]]));
+    }
+}
+
+/// The messages in these pieces, and what ended them.
+fn heard(role: Role, pieces: &[&[u8]]) -> (Vec<Bytes>, Option<String>) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut messages = Vec::new();
+    let mut socket = WebSocket::new(Pieces::default(), role);
+    for piece in pieces {
+        socket.get_mut().0.push_back(Bytes::copy_from_slice(piece));
+        loop {
+            let taken = socket.poll_receive(&mut cx, |message| {
+                assert!(message.len() <= MAX_MESSAGE_BYTES);
+                messages.push(Bytes::copy_from_slice(&message));
+                ControlFlow::<()>::Continue(())
+            });
+            match taken {
+                Poll::Pending => break,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(end)) => return (messages, Some(end.to_string())),
+            }
+        }
+        let _ = socket.poll_unsent(&mut cx);
+    }
+    (messages, None)
+}
+
+/// A connection that hands out what was put in, and takes everything.
+#[derive(Debug, Default)]
+struct Pieces(VecDeque<Bytes>);
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(front) = self.0.front_mut() else { return Poll::Pending };
+        buf.put_slice(&front.split_to(front.len().min(buf.remaining())));
+        if front.is_empty() {
+            self.0.pop_front();
+            if buf.filled().is_empty() {
+                return Poll::Pending; // an empty piece is no end
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// The head of a request at the link's door: a link is given for a whole head and for no part of one.
@@ -208,6 +283,11 @@ mod tests {
     }
 
     #[test]
+    fn a_websocket_that_was_kept_or_changed_says_the_same_however_it_is_cut() {
+        replay("websocket", 50_000, websocket);
+    }
+
+    #[test]
     fn bytes_arrive_once_and_in_order_by_every_history_that_was_kept_or_changed() {
         replay("resume", 200, resume);
     }
@@ -307,6 +387,15 @@ mod tests {
             ("upgrade", "query", upgrade.replace("/link", "/link?x").into()),
             ("upgrade", "plain", "GET / HTTP/1.1\r\nHost: h\r\n\r\n".into()),
             ("upgrade", "more", format!("{upgrade}x").into()),
+            ("websocket", "message", [&[9, 0x82, 0x85, 1, 2, 3, 4][..], b"hello"].concat()),
+            ("websocket", "of-home", [&[3, 0x82, 5][..], b"hello", &[0x89, 0]].concat()),
+            (
+                "websocket",
+                "fragments",
+                vec![7, 0x02, 0x81, 0, 0, 0, 0, 1, 0x89, 0x80, 9, 9, 9, 9, 0x80, 0x81, 1, 1, 1, 1, 0],
+            ),
+            ("websocket", "long", [&[2, 0x82, 0xfe, 1, 0, 7, 7, 7, 7][..], &[1; 256]].concat()),
+            ("websocket", "goodbye", vec![1, 0x88, 0x82, 0, 0, 0, 0, 3, 0xe8]),
             (
                 "resume",
                 "talk",
