@@ -494,7 +494,8 @@ mod tests {
             let (here, there) = duplex(1000);
             let mut socket = WebSocket::new(here, Role::Server);
             let mut other = other(there, Role::Server).await;
-            let reading = tokio::spawn(async move {
+            let mut reading = tokio::task::JoinSet::new();
+            reading.spawn(async move {
                 let mut lengths = Vec::new();
                 while let Some(Ok(Message::Binary(message))) = other.next().await {
                     assert!(message.iter().all(|byte| *byte == 7));
@@ -516,7 +517,7 @@ mod tests {
                 .await;
             }
             socket.close().await.unwrap();
-            assert_eq!(reading.await.unwrap(), wanted);
+            assert_eq!(reading.join_next().await.unwrap().unwrap(), wanted);
         });
     }
 
