@@ -101,10 +101,9 @@ async fn carry(from: &Tun, to: &Tun, line: &mut Line, whole: &AtomicBool) -> any
             read = from.recv(&mut packet) => Some(read.context("reading a device")?),
         };
         for _ in 0..BATCH {
-            let Some(bytes) = came else { break };
+            let Some(bytes) = came.take().or_else(|| from.try_recv(&mut packet).ok()) else { break };
             let whole = whole.load(Ordering::Relaxed);
             line.put(packet.get(..bytes).unwrap_or_default(), whole, Instant::now());
-            came = from.try_recv(&mut packet).ok();
         }
         while let Some(arrived) = line.take(Instant::now()) {
             let _ = to.try_send(&arrived); // a device that is not up yet loses it, as a network does
