@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +33,10 @@ class Nature:
     mtu: int = 1500
     #: The same seed loses the packets of the same numbers.
     seed: int = 1
+
+    def again(self, repetition: int) -> Nature:
+        """The same line on another day: other packets are lost."""
+        return replace(self, seed=self.seed + repetition)
 
     def __str__(self) -> str:
         return f"{self.rtt_ms:g} ms" + (f", {self.loss_percent:g} % loss" if self.loss_percent else "")
