@@ -31,10 +31,11 @@ class Load:
     port: int
     #: In front of every path.
     prefix: str = ""
+    host: str = "127.0.0.1"
 
     def told(self, what: str, *words: object, within_s: float = 180) -> dict[str, Any]:
         """One of the load programs, which print nothing when a byte is wrong."""
-        aim = ["--target", f"127.0.0.1:{self.port}", "--prefix", self.prefix]
+        aim = ["--target", f"{self.host}:{self.port}", "--prefix", self.prefix]
         figure: dict[str, Any] = json.loads(self.space.run([self.program, what, *aim, *words], within_s))
         return figure
 
@@ -53,7 +54,7 @@ class Load:
             f"-d{seconds}s",
             "-s",
             script,
-            f"http://127.0.0.1:{self.port}{self.prefix}/",
+            f"http://{self.host}:{self.port}{self.prefix}/",
         ]
         told = self.space.run([install.debian("wrk", "wrk"), *argv[1:]], seconds + 30)
         found = re.search(r"^\{.*\}$", told, re.MULTILINE)

@@ -117,6 +117,8 @@ class Stage:
         self.home = home
         self.far = far or home
         self.address = address
+        #: Whatever agents know home by: its certificate is for all of them.
+        self.known_by = {"127.0.0.1", address}
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -165,9 +167,9 @@ class Stage:
         path.write_text(text)
         return path
 
-    def wait_up(self, port: int = PUBLIC, within_s: float = 20) -> None:
-        """Until the origin's whole answer arrives through this port of the home space."""
-        told = self.home.run([sys.executable, "-S", "-E", "-c", PROBE, port, within_s], within_s + 10)
+    def wait_up(self, port: int = PUBLIC, within_s: float = 20, host: str = "127.0.0.1") -> None:
+        """Until the origin's whole answer arrives through this port, as the home space sees it."""
+        told = self.home.run([sys.executable, "-S", "-E", "-c", PROBE, host, port, within_s], within_s + 10)
         if told.strip() == "up":
             return
         logs = [
@@ -180,10 +182,10 @@ class Stage:
 
 PROBE = r"""
 import socket, sys, time
-end = time.monotonic() + float(sys.argv[2])
+end = time.monotonic() + float(sys.argv[3])
 while time.monotonic() < end:
     try:
-        with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 1) as tcp:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 1) as tcp:
             tcp.settimeout(1)
             tcp.sendall(b"GET / HTTP/1.1\r\nHost: up\r\nConnection: close\r\n\r\n")
             got = b""

@@ -7,6 +7,7 @@ Nobody is tuned; whoever can be asked for certificates, keep-alive and reconnect
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -76,11 +77,12 @@ class Copied(Peer):
 
 
 class Ours(Peer):
-    """Both ends of a bare link."""
+    """Both ends of a bare link, of so many lanes; of as many as is usual when it is not said."""
 
-    def __init__(self, bench: Bench, tls: bool) -> None:
-        self.name = "glidepath tls" if tls else "glidepath"
+    def __init__(self, bench: Bench, tls: bool, lanes: int | None = None) -> None:
+        self.name = ("glidepath tls" if tls else "glidepath") + (f", lanes: {lanes}" if lanes else "")
         self.tls = tls
+        self.lanes = ["--lanes", lanes] if lanes else []
         self.program = bench.program
 
     def home(self, stage: Stage) -> None:
@@ -90,7 +92,7 @@ class Ours(Peer):
     def agent(self, stage: Stage) -> None:
         scheme = "wss" if self.tls else "ws"
         argv = [self.program, "agent", "--home", f"{scheme}://{stage.address}:{LINK}/link"]
-        argv += ["--origin", f"127.0.0.1:{ORIGIN}"]
+        argv += ["--origin", f"127.0.0.1:{ORIGIN}", *self.lanes]
         stage.start("agent", [*argv, "--ca", Papers(stage).ca] if self.tls else argv)
 
 
@@ -154,9 +156,12 @@ class Wstunnel(Peer):
 
 
 class Ssh(Peer):
-    """OpenSSH with its fastest cipher here."""
+    """OpenSSH with its fastest cipher here. It does not come back by itself; asked to, a shell starts it again."""
 
     name = "OpenSSH aes128-gcm"
+
+    def __init__(self, again: bool = False) -> None:
+        self.again = again
 
     def install(self) -> None:
         self.program = install.debian("ssh", "openssh-client")
@@ -202,7 +207,8 @@ class Ssh(Peer):
         options = [word for key, value in told.items() for word in ("-o", f"{key}={value}")]
         argv = [self.program, "-N", "-T", "-F", "none", "-i", stage.folder / "ssh-user", "-p", LINK, *options]
         argv += ["-c", "aes128-gcm@openssh.com", "-R", f"0.0.0.0:{PUBLIC}:127.0.0.1:{ORIGIN}", f"root@{stage.address}"]
-        stage.start("agent", argv)
+        loop = f"while :; do {shlex.join(map(str, argv))}; sleep 1; done"
+        stage.start("agent", ["sh", "-c", loop] if self.again else argv)
 
 
 class Chisel(Peer):
@@ -320,7 +326,7 @@ class Papers:
         if self.pkcs12.exists():
             return
         openssl = str(install.debian("openssl", "openssl"))
-        addresses = ",".join(f"IP:{address}" for address in sorted({"127.0.0.1", stage.address}))
+        addresses = ",".join(f"IP:{address}" for address in sorted(stage.known_by))
         told = f"subjectAltName=DNS:localhost,{addresses}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n"
         extensions = stage.write("extensions.cnf", told)
         ca_key, request = stage.folder / "ca.key", stage.folder / "cert.csr"

@@ -22,7 +22,7 @@ const ENDLESS_BYTES: u64 = 1 << 42;
 /// Before anything counts.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Bulk runs before the first echo.
-const LEAD: Duration = Duration::from_millis(700);
+const LEAD_MS: u64 = 700;
 /// Nobody waits longer for one answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,12 +47,15 @@ pub(crate) struct EchoArgs {
     /// MB/s that all of these read together; 0 is as much as comes.
     #[arg(long, default_value_t = 0.0)]
     bulk_mb_per_s: f64,
+    /// Milliseconds that bulk runs before the first echo.
+    #[arg(long, default_value_t = LEAD_MS)]
+    lead_ms: u64,
 }
 
 pub(crate) async fn echo(args: &EchoArgs) -> anyhow::Result<()> {
     let beside = (args.bulk > 0).then(|| Beside::start(args)).transpose()?;
     if beside.is_some() {
-        tokio::time::sleep(LEAD).await;
+        tokio::time::sleep(Duration::from_millis(args.lead_ms)).await;
     }
     let before = beside.as_ref().map_or(0, Beside::bytes);
     let began = Instant::now();
@@ -231,7 +234,7 @@ pub(crate) async fn stall(args: &StallArgs) -> anyhow::Result<()> {
         tcp.write_all(args.target.head("GET", &path, "").as_bytes()).await?;
         stalled.push(tcp);
     }
-    tokio::time::sleep(2 * LEAD).await;
+    tokio::time::sleep(Duration::from_millis(2 * LEAD_MS)).await;
     let warm = Instant::now() + WARM_UP;
     let echo = Echo::open(&args.target, 0, 256);
     let echo = tokio::time::timeout(PATIENCE, echo).await.context("beside readers that stopped")??;

@@ -2,22 +2,29 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use glidepath_tunnel::dial::{DialConfig, Trust, dialer};
-use glidepath_tunnel::home::{Admitted, Gate, HomeConfig, HomeEnd, Knock, Refusal};
-use glidepath_tunnel::link::Link;
+use glidepath_tunnel::home::{Admitted, Gate, HomeConfig, HomeEnd, Knock, Refusal, TurnedAway};
+use glidepath_tunnel::link::{Link, LinkState};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::copy_bidirectional_with_sizes;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::figures::tell;
+
 /// Of each direction of each stream.
 const COPY_BYTES: usize = 64 * 1024;
+/// How often home looks at its counts.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HomeArgs {
@@ -33,13 +40,16 @@ pub(crate) struct HomeArgs {
     /// Threads, as the service has them.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Sends back what comes on streams that agents open, and tells how many came home.
+    #[arg(long)]
+    answers: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentArgs {
-    /// `ws://` or `wss://` of home.
-    #[arg(long)]
-    home: String,
+    /// `ws://` or `wss://` of home. Of several names links take turns.
+    #[arg(long, required = true)]
+    home: Vec<String>,
     /// Certificate authority (PEM) that home's certificate is of.
     #[arg(long)]
     ca: Option<PathBuf>,
@@ -49,6 +59,15 @@ pub(crate) struct AgentArgs {
     /// Links to keep up, each with an identity of its own.
     #[arg(long, default_value_t = 1)]
     links: usize,
+    /// The number of the first one, when several processes are agents of one home.
+    #[arg(long, default_value_t = 0)]
+    first: usize,
+    /// Connections of each link; as many as is usual when not said.
+    #[arg(long)]
+    lanes: Option<usize>,
+    /// Tells whenever a link's first byte has come back from a home that answers, and when that ended.
+    #[arg(long)]
+    asks: bool,
 }
 
 /// Serves until it is killed.
@@ -60,25 +79,32 @@ pub(crate) fn home(args: &HomeArgs) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(args.threads).enable_all().build()?;
     runtime.block_on(async {
-        let newest = Arc::new(Newest::default());
-        let home = HomeEnd::new(HomeConfig::default(), Arc::clone(&newest) as Arc<dyn Gate>);
+        let counts = Arc::new(Counts::default());
+        let door =
+            Arc::new(Door { newest: Mutex::default(), answers: args.answers, counts: Arc::clone(&counts) });
+        let home = HomeEnd::new(HomeConfig::default(), Arc::clone(&door) as Arc<dyn Gate>);
+        if args.answers {
+            tokio::spawn(Arc::clone(&counts).told());
+        }
         let links = TcpListener::bind(args.link).await.context("--link")?;
         let public = TcpListener::bind(args.public).await.context("--public")?;
         tokio::spawn(async move {
             while let Ok((user, _)) = public.accept().await {
-                let Some(link) = newest.link() else { continue };
+                let Some(link) = door.link() else { continue };
                 tokio::spawn(carry(user, link));
             }
         });
         loop {
             let (tcp, peer) = links.accept().await?;
             tcp.set_nodelay(true)?;
-            let (home, acceptor) = (home.clone(), acceptor.clone());
+            counts.connections.fetch_add(1, Ordering::Relaxed);
+            let (home, acceptor, counts) = (home.clone(), acceptor.clone(), Arc::clone(&counts));
             tokio::spawn(async move {
                 match acceptor {
                     None => home.serve(tcp, peer).await,
                     Some(acceptor) => {
                         if let Ok(tls) = acceptor.accept(tcp).await {
+                            counts.tls.fetch_add(1, Ordering::Relaxed);
                             home.serve(tls, peer).await;
                         }
                     }
@@ -107,12 +133,17 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     };
     runtime.block_on(async {
         let mut links = JoinSet::new();
-        for number in 0..args.links {
-            let config = DialConfig::new(&args.home, trust.clone(), format!("{number}").into(), "bench");
+        for number in args.first..args.first + args.links {
+            let home = args.home.get(number % args.home.len()).context("--home")?;
+            let mut config = DialConfig::new(home, trust.clone(), format!("{number}").into(), "bench");
+            config.lanes = args.lanes.unwrap_or(config.lanes);
             let (link, dialer) = dialer(config)?;
             links.spawn(async move {
                 dialer.run().await;
             });
+            if args.asks {
+                links.spawn(ask(link.clone(), number));
+            }
             let origin = args.origin;
             links.spawn(async move {
                 while let Some(mut incoming) = link.accept().await {
@@ -135,25 +166,104 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     })
 }
 
-/// Lets everybody in and remembers who came last.
-#[derive(Default)]
-struct Newest(Mutex<Option<Link>>);
+/// Asks home for a byte, waits until the way that it came by is gone, and asks again.
+async fn ask(link: Link, number: usize) {
+    let mut state = link.watch();
+    loop {
+        let is_up = state.wait_for(|state| matches!(state, LinkState::Up { .. } | LinkState::Closed { .. }));
+        if !matches!(is_up.await.as_deref(), Ok(LinkState::Up { .. })) {
+            return;
+        }
+        let Ok(mut stream) = link.open("ask") else { continue };
+        let mut answer = [0];
+        if stream.write_all(b"?").await.is_ok()
+            && stream.flush().await.is_ok()
+            && stream.read_exact(&mut answer).await.is_ok()
+            && answer == *b"?"
+        {
+            let counters = link.counters();
+            tell(&json!({
+                "link": number, "up": true, "at": unix_s(), "dials": counters.dials, "lanes": counters.lanes,
+            }));
+            let _ = stream.read(&mut answer).await; // home says no more: this is the end of the stream
+            tell(&json!({ "link": number, "up": false, "at": unix_s() }));
+        }
+    }
+}
 
-impl Newest {
+/// Lets everybody in and remembers who came last.
+struct Door {
+    newest: Mutex<Option<Link>>,
+    answers: bool,
+    counts: Arc<Counts>,
+}
+
+impl Door {
     fn link(&self) -> Option<Link> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 #[async_trait]
-impl Gate for Newest {
+impl Gate for Door {
     async fn admit(&self, knock: Knock) -> Result<Admitted, Refusal> {
         Ok(Admitted { identity: knock.credential })
     }
 
     fn linked(&self, _admitted: &Admitted, link: Link) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+        self.counts.linked.fetch_add(1, Ordering::Relaxed);
+        if self.answers {
+            tokio::spawn(answer(link.clone()));
+        }
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
+
+    fn turned_away(&self, _peer: SocketAddr, _turned: TurnedAway, _sentence: &str) {
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Sends back what comes on every stream that the agent opens.
+async fn answer(link: Link) {
+    while let Some(incoming) = link.accept().await {
+        tokio::spawn(async move {
+            let (mut from, mut to) = tokio::io::split(incoming.stream);
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+        });
+    }
+}
+
+/// Who came to the door since home began.
+#[derive(Debug, Default)]
+struct Counts {
+    connections: AtomicU64,
+    tls: AtomicU64,
+    refused: AtomicU64,
+    linked: AtomicU64,
+}
+
+impl Counts {
+    /// Tells whenever they have changed.
+    async fn told(self: Arc<Self>) {
+        let mut last = [0; 4];
+        let mut tick = tokio::time::interval(TELL_EVERY);
+        loop {
+            tick.tick().await;
+            let counts = [&self.connections, &self.tls, &self.refused, &self.linked];
+            let [connections, tls, refused, linked] = counts.map(|count| count.load(Ordering::Relaxed));
+            if last != [connections, tls, refused, linked] {
+                last = [connections, tls, refused, linked];
+                tell(&json!({
+                    "at": unix_s(), "connections": connections, "tls": tls, "refused": refused, "linked": linked,
+                }));
+            }
+        }
+    }
+}
+
+/// The time of day, which all processes have in common.
+fn unix_s() -> f64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64()
 }
 
 fn acceptor(cert: &PathBuf, key: &PathBuf) -> anyhow::Result<TlsAcceptor> {

@@ -15,6 +15,7 @@ mod origin;
 mod pattern;
 mod relay;
 mod requests;
+mod wide;
 mod wire;
 
 use std::process::ExitCode;
@@ -49,6 +50,8 @@ enum What {
     Stall(echo::StallArgs),
     /// WebSockets that are open and say nothing.
     Hold(echo::HoldArgs),
+    /// A line of some rate, delay and loss between two network namespaces.
+    Wide(wide::WideArgs),
 }
 
 #[expect(clippy::print_stderr, reason = "a program of the command line says why it ends")]
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         What::Echo(args) => on_one_thread(echo::echo(&args)),
         What::Stall(args) => on_one_thread(echo::stall(&args)),
         What::Hold(args) => on_one_thread(echo::hold(&args)),
+        What::Wide(args) => on_one_thread(wide::wide(&args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
