@@ -413,7 +413,7 @@ impl Core {
         if usable {
             let (in_flight, bound) = (lane.sent.in_flight(), lane.pace.bound());
             let sparse_room = (bound + HEADROOM_BYTES).saturating_sub(in_flight);
-            let bulk_room = bound.saturating_sub(in_flight);
+            let bulk_room = bound.saturating_sub(in_flight).min(lane.pace.message_bytes());
             if express == Some(id) {
                 for (lane, gone) in self.gone.iter_mut().filter(|(_, gone)| gone.tell) {
                     gone.tell = false;
@@ -438,8 +438,9 @@ impl Core {
         }
         lane.unacknowledged = 0;
         lane.ack_due = None;
+        let bytes = (out.len() - start) as u64;
         let departure = lane.pace.depart(now, lane.sent.in_flight());
-        lane.sent.push((out.len() - start) as u64, &mut self.records, departure);
+        lane.sent.push(bytes, &mut self.records, departure);
         true
     }
 

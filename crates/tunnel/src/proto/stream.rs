@@ -15,6 +15,8 @@ use super::send::SendBuffer;
 pub(crate) const CHUNK_BYTES: usize = 32 * 1024;
 /// A stream that sent more than this lately is bulk.
 const SPARSE_BYTES: u64 = 64 * 1024;
+/// So is one with more than this to send at once, or bulk over a slow line would count as the opposite.
+const BACKLOG_BYTES: u64 = 16 * 1024;
 /// What was sent lately counts half after this.
 const HALF_LIFE: Duration = Duration::from_millis(50);
 
@@ -211,7 +213,8 @@ impl StreamState {
 
     pub(crate) fn queue_for(&mut self, now: Instant) -> Queued {
         self.decay(now);
-        if self.lately > SPARSE_BYTES { Queued::Bulk } else { Queued::Sparse }
+        let is_bulk = self.lately > SPARSE_BYTES || self.send.unsent() > BACKLOG_BYTES;
+        if is_bulk { Queued::Bulk } else { Queued::Sparse }
     }
 
     fn decay(&mut self, now: Instant) {
