@@ -199,6 +199,8 @@ def came(stage: Stage, crowd: Crowd, since: float) -> dict[int, dict[str, Any]]:
     while True:
         up: dict[int, dict[str, Any]] = {}
         for told in lines(stage.log("agent")):
+            if "ended" in told:
+                raise Failed(f"link {told['link']} of {crowd} ended for good: {told['ended']}")
             if not told["up"]:
                 up.pop(told["link"], None)
             elif told["at"] > since:
