@@ -24,8 +24,8 @@ NATURES = (
 #: WebSockets that echo, each with one message under way, and microseconds between two messages, give or take half.
 ECHOES, PACE_US = 4, 20_000
 #: Before bulk counts: TCP needs so many round trips to find out what the line can do, and then some time.
-LEAD_S, LEAD_ROUNDS = 1.5, 20
-FRESH_S, ALONE_S, BESIDE1_S, BESIDE8_S = 2, 3, 4, 5
+LEAD_S, LEAD_ROUNDS = 1, 20
+FRESH_S, ALONE_S, BESIDE1_S, BESIDE8_S = 2, 2, 3, 4
 #: Of all streams of the transfer that is taken to its end.
 WHOLE_BYTES = 1 << 20
 

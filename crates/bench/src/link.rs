@@ -138,8 +138,14 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
             let mut config = DialConfig::new(home, trust.clone(), format!("{number}").into(), "bench");
             config.lanes = args.lanes.unwrap_or(config.lanes);
             let (link, dialer) = dialer(config)?;
+            let asks = args.asks;
             links.spawn(async move {
-                dialer.run().await;
+                let end = dialer.run().await;
+                if asks {
+                    tell(
+                        &json!({ "link": number, "up": false, "at": unix_s(), "ended": format!("{end:?}") }),
+                    );
+                }
             });
             if args.asks {
                 links.spawn(ask(link.clone(), number));
