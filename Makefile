@@ -11,10 +11,10 @@ ROW ?=
 REPS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e acceptance flood fuzz churn load soak bench fmt wheel deny lock clean
+.PHONY: help demo test check e2e acceptance flood fuzz churn load soak bench bench-guard fmt wheel deny lock clean
 
 help: ## Shows this list
-	@awk -F':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Runs a real JupyterHub with two sites on http://127.0.0.1:$(PORT); keeps its files in DEMO_DIR
 	@PORT="$(PORT)" DEMO_DIR="$(DEMO_DIR)" scripts/demo
@@ -48,6 +48,9 @@ soak: ## Looks for what grows in HOURS hours of light churn; writes the table of
 
 bench: ## Measures everything beside its rivals, REPS=3 times; ROW= link, wide, relay, recovery, memory, spawn, waiting, placement or size alone
 	@scripts/bench --row "$(ROW)" --reps "$(REPS)"
+
+bench-guard: ## Fails when the link has become slower beside relays that only copy, by more than a noisy machine explains
+	@scripts/bench --row guard --reps "$(REPS)"
 
 fmt: ## Formats Rust and Python
 	@scripts/setup check && . ./.paths && cargo fmt && "$$GLIDEPATH_TOOLS/bin/ruff" format . && "$$GLIDEPATH_TOOLS/bin/ruff" check --fix-only --quiet .
