@@ -136,7 +136,9 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
         for number in args.first..args.first + args.links {
             let home = args.home.get(number % args.home.len()).context("--home")?;
             let mut config = DialConfig::new(home, trust.clone(), format!("{number}").into(), "bench");
-            config.lanes = args.lanes.unwrap_or(config.lanes);
+            if let Some(lanes) = args.lanes {
+                (config.lanes, config.most_lanes) = (lanes, lanes);
+            }
             let (link, dialer) = dialer(config)?;
             let asks = args.asks;
             links.spawn(async move {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -17,11 +17,13 @@ use crate::proto::handshake::{Refused, SEVERAL_LANES};
 use crate::proto::mux::{Limits, Side};
 
 mod pace;
+mod spread;
 
 use pace::Pace;
+use spread::Spread;
 
 /// Lanes that a dialler may be asked to keep.
-const MAX_LANES: usize = 8;
+const MAX_LANES: usize = 10;
 
 /// Where home is, how to know it, and who we are.
 #[derive(Clone, Debug)]
@@ -36,15 +38,17 @@ pub struct DialConfig {
     pub software: String,
     /// The proxy on the way out.
     pub proxy: ProxyEnv,
-    /// Connections to keep open, 1 to 8.
+    /// Connections to keep open, 1 to 10.
     pub lanes: usize,
+    /// Connections to open while bulk goes a long way and more of them carry more, `lanes` to 10.
+    pub most_lanes: usize,
     /// A lane that was idle this long is pinged, 0.1 to 55 s. When the answer is late (2.5 s, or four round trips)
     /// a fresh lane is dialled beside it; silent for three times the heartbeat it is given up.
     pub heartbeat: Duration,
 }
 
 impl DialConfig {
-    /// The usual dialler: one lane, the proxy that the environment names.
+    /// The usual dialler: one lane, up to ten for bulk, the proxy that the environment names.
     pub fn new(home_url: &str, trust: Trust, credential: SecretString, software: &str) -> Self {
         DialConfig {
             home_url: home_url.to_owned(),
@@ -53,6 +57,7 @@ impl DialConfig {
             software: software.to_owned(),
             proxy: ProxyEnv::from_env(),
             lanes: 1,
+            most_lanes: MAX_LANES,
             heartbeat: Duration::from_secs(5),
         }
     }
@@ -135,12 +140,16 @@ pub struct Dialer {
     link: Link,
     way: Arc<Way>,
     lanes: usize,
+    most_lanes: usize,
 }
 
 /// Checks the config and makes a link that waits for its dialler to run.
 pub fn dialer(config: DialConfig) -> Result<(Link, Dialer), BadDial> {
     if !(1..=MAX_LANES).contains(&config.lanes) {
         return Err(BadDial::Limit(format!("lanes must be 1 to {MAX_LANES}")));
+    }
+    if !(config.lanes..=MAX_LANES).contains(&config.most_lanes) {
+        return Err(BadDial::Limit(format!("most_lanes must be {} to {MAX_LANES}", config.lanes)));
     }
     if config.heartbeat < Duration::from_millis(100) || config.heartbeat > Duration::from_secs(55) {
         return Err(BadDial::Limit(
@@ -149,7 +158,7 @@ pub fn dialer(config: DialConfig) -> Result<(Link, Dialer), BadDial> {
     }
     let way = Arc::new(Way::check(&config)?);
     let link = Link::new(Side::Agent, Limits::default(), config.heartbeat);
-    Ok((link.clone(), Dialer { link, way, lanes: config.lanes }))
+    Ok((link.clone(), Dialer { link, way, lanes: config.lanes, most_lanes: config.most_lanes }))
 }
 
 impl Dialer {
@@ -158,9 +167,11 @@ impl Dialer {
     pub async fn run(self) -> DialEnd {
         let mut work = Work {
             state: self.link.watch(),
+            spread: Spread::new(self.lanes, self.most_lanes, Instant::now()),
             dialer: self,
             dials: JoinSet::new(),
             carried: JoinSet::new(),
+            lanes: Vec::new(),
             dials_of: [0; 16],
             pace: Pace::new(Instant::now()),
             resume_for: Duration::from_secs(60),
@@ -180,7 +191,10 @@ struct Work {
     /// The session that they name.
     dials_of: [u8; 16],
     carried: JoinSet<LaneEnd>,
+    /// The lanes of `carried` by their numbers.
+    lanes: Vec<(u64, AbortHandle)>,
     pace: Pace,
+    spread: Spread,
     resume_for: Duration,
     /// The last lane was closed at its other end, and none came up since.
     home_closed: bool,
@@ -211,10 +225,15 @@ impl Work {
             }
             let due = if good < wanted { self.pace.due(self.dials.len()) } else { None };
             if due.is_some_and(|due| now >= due) {
-                self.dial(session);
+                self.dial(Arc::clone(&session));
                 continue;
             }
+            if good > wanted {
+                self.drop_lanes(&session, wanted);
+            }
             let expires = self.expires();
+            // Nothing is spread over lanes that are not there.
+            let spread_due = if good > 0 { self.spread.due() } else { None };
             tokio::select! {
                 Some(ended) = self.carried.join_next() => self.on_lane_end(ended),
                 Some(dialled) = self.dials.join_next() => {
@@ -231,6 +250,7 @@ impl Work {
                 }
                 () = until(due) => {}
                 () = until(expires) => self.expire(),
+                () = until(spread_due) => self.look_at_spread(good),
             }
         }
     }
@@ -238,7 +258,21 @@ impl Work {
     /// Lanes to keep: several only with a home that can.
     fn wanted(&self) -> usize {
         let several = |home: &PeerInfo| home.capabilities.iter().any(|name| name == SEVERAL_LANES);
-        if self.dialer.link.peer().as_ref().is_some_and(several) { self.dialer.lanes } else { 1 }
+        if self.dialer.link.peer().as_ref().is_some_and(several) { self.spread.wanted() } else { 1 }
+    }
+
+    fn look_at_spread(&mut self, good: usize) {
+        let (sum, rtt) = (self.dialer.link.counters(), self.dialer.link.rtt());
+        self.spread.look(Instant::now(), sum.bytes_in + sum.bytes_out, rtt, good);
+    }
+
+    /// Ends the youngest lanes beyond those wanted; the other end learns what arrived on them, as of any lane that is lost.
+    fn drop_lanes(&mut self, session: &Session, wanted: usize) {
+        let good = session.with(|core| core.good_lane_ids());
+        for id in good.into_iter().skip(wanted) {
+            debug!(lane = id, "a lane is not needed any more");
+            self.lanes.iter().filter(|(lane, _)| *lane == id).for_each(|(_, task)| task.abort());
+        }
     }
 
     fn drop_dials(&mut self) {
@@ -311,7 +345,10 @@ impl Work {
         self.resume_for = welcome.resume_for;
         self.home_closed = false;
         info!(lane = welcome.lane, "a lane is up");
-        self.carried.spawn(carry(socket, lane));
+        self.pace.reached(Instant::now());
+        let task = self.carried.spawn(carry(socket, lane));
+        self.lanes.retain(|(_, lane)| !lane.is_finished());
+        self.lanes.push((welcome.lane, task));
     }
 
     fn on_lane_end(&mut self, ended: Result<LaneEnd, JoinError>) {
@@ -337,6 +374,7 @@ impl Work {
                 self.pace.stay_away(Instant::now(), Duration::from_secs(1));
             }
             Ok(LaneEnd::Left) => {}
+            Err(error) if error.is_cancelled() => {}
             Err(error) => warn!(%error, "a lane's task ended badly"),
         }
     }

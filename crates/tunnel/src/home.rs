@@ -67,7 +67,7 @@ impl Default for HomeConfig {
             handshake_for: Duration::from_secs(10),
             heartbeat: Duration::from_secs(5),
             max_links: 20_000,
-            max_lanes: 8,
+            max_lanes: 12,
             retry_after: Duration::from_secs(1),
             hosts: Vec::new(),
         }

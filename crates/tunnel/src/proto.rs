@@ -112,6 +112,11 @@ impl Core {
         self.lanes.values().filter(|lane| lane.health == Health::Good).count()
     }
 
+    /// Their numbers, eldest first.
+    pub(crate) fn good_lane_ids(&self) -> Vec<u64> {
+        self.lanes.iter().filter(|(_, lane)| lane.health == Health::Good).map(|(id, _)| *id).collect()
+    }
+
     /// Lanes of any health.
     pub(crate) fn lane_count(&self) -> usize {
         self.lanes.len()

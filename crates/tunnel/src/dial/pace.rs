@@ -59,6 +59,12 @@ impl Pace {
         (under_way < MAX_DIALS).then_some(self.next)
     }
 
+    /// A lane came up: the next one that is wanted is dialled soon.
+    pub(super) fn reached(&mut self, now: Instant) {
+        self.backoff = FIRST_BACKOFF;
+        self.next = self.next.min(now).max(self.not_before);
+    }
+
     /// A dial begins: plans the next one; says how long this one may take.
     pub(super) fn dialled(&mut self, now: Instant) -> Duration {
         let young = self.silent_since.is_some_and(|since| now.saturating_duration_since(since) < YOUNG);

@@ -124,6 +124,7 @@ pub(crate) fn config(url: &str, ticket: &str) -> DialConfig {
         software: "agent/test".into(),
         proxy: ProxyEnv::default(),
         lanes: 1,
+        most_lanes: 10,
         heartbeat: HEARTBEAT,
     }
 }

@@ -5,4 +5,5 @@ mod carry;
 mod door;
 mod house;
 mod recover;
+mod spread;
 mod way;
