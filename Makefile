@@ -47,7 +47,7 @@ soak: ## Looks for what grows in HOURS hours of light churn; writes the table of
 	@scripts/many soak --hours "$(HOURS)" --write
 
 bench: ## Measures everything beside its rivals, REPS=3 times; ROW= link, wide, relay, recovery, memory, spawn, waiting, placement or size alone
-	@scripts/bench --row "$(ROW)" --reps "$(REPS)"
+	@scripts/bench --row "$(ROW)" --reps "$(REPS)" --write
 
 bench-guard: ## Fails when the link has become slower beside relays that only copy, by more than a noisy machine explains
 	@scripts/bench --row guard --reps "$(REPS)"

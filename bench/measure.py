@@ -20,7 +20,7 @@ from pathlib import Path
 
 from given import Bench
 from net import need_root
-from table import Row, keep, told
+from table import Row, keep, told, write
 
 #: In the order in which they run.
 ORDER = ("link", "wide", "relay", "recovery", "memory", "spawn", "waiting", "placement", "size")
@@ -54,6 +54,8 @@ def main() -> int:
                 print(f"\n{failed[-1]}\n", flush=True)
             if bench.busy > 0.3:
                 print(f"\nThe machine was not quiet: others had up to {bench.busy * 100:.0f} % of it.")
+    if args.write and GUARD not in names:
+        write()
     if len(names) > 1:
         print_table(f"everything, on {machine()}", rows)
     for sentence in failed:
@@ -66,6 +68,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--row", default="", help="a row module, or what its name begins with; all when empty")
     asked.add_argument("--reps", type=int, default=3, help="how often everything is measured")
     asked.add_argument("--programs", type=Path, default=Bench.programs, help="where the programs of the release are")
+    asked.add_argument("--write", action="store_true", help="put all figures that are kept into docs/performance.md")
     return asked.parse_args()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,15 @@ def keep(rows: Sequence[Row], where: Path = RESULTS) -> list[dict[str, object]]:
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     return kept
+
+
+def write(where: Path = DOCUMENT) -> None:
+    """Puts all that is kept into the document, one table for each row module."""
+    kept: list[dict[str, object]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    modules: dict[str, list[dict[str, object]]] = {}
+    for row in kept:
+        modules.setdefault(str(row["row"]).split()[0].rstrip(":"), []).append(row)
+    text = "\n\n".join(f"### {module}\n\n{told(rows)}" for module, rows in modules.items())
+    begin, end = "<!-- bench: begin -->", "<!-- bench: end -->"
+    before, rest = where.read_text().split(begin)
+    where.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
