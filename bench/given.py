@@ -12,6 +12,8 @@ from pathlib import Path
 from net import quiet
 
 TOP = Path(__file__).resolve().parents[1]
+#: Of JupyterHub.
+HUB = "6"
 
 
 @dataclass
@@ -46,6 +48,18 @@ class Bench:
         target = os.environ["GLIDEPATH_MUSL_TARGET"]
         self._build("--package", "glidepath-agent", "--target", target)
         return self.programs.parent / target / "release" / "glidepath-agent"
+
+    @cached_property
+    def light_server(self) -> Path:
+        """A single-user server of which hundreds fit a small machine."""
+        self._build("--package", "glidepath-testkit", "--example", "light_server")
+        return self.programs / "examples" / "light_server"
+
+    @cached_property
+    def hub(self) -> str:
+        """The version of the Hub whose environment holds the wheel of the release, built when a row first asks."""
+        subprocess.run(["scripts/build", "release", HUB], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
+        return HUB
 
     def _build(self, *what: str) -> None:
         command = ["cargo", "build", "--quiet", "--release", "--locked", "--target-dir", str(self.programs.parent)]

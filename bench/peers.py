@@ -21,6 +21,11 @@ from install import NotHere
 from net import LINK, ORIGIN, PUBLIC, Stage
 
 
+def port_of(tunnel: int) -> int:
+    """Where users of this tunnel connect: of the first at `PUBLIC`, of others far from the bench's own ports."""
+    return PUBLIC if tunnel == 0 else 10_000 + tunnel
+
+
 class Peer(ABC):
     """One way from a port at home to the origin."""
 
@@ -104,20 +109,22 @@ class Rathole(Peer):
     def install(self) -> None:
         self.program = install.crate("rathole", install.RATHOLE, "rathole")
 
-    def home(self, stage: Stage) -> None:
+    def home(self, stage: Stage, tunnels: int = 1) -> None:
         told = f'[server]\nbind_addr = "0.0.0.0:{LINK}"\ndefault_token = "bench"\n'
         if self.tls:
             told += '[server.transport]\ntype = "tls"\n[server.transport.tls]\n'
             told += f'pkcs12 = "{Papers(stage).pkcs12}"\npkcs12_password = "bench"\n'
-        told += f'[server.services.bench]\nbind_addr = "0.0.0.0:{PUBLIC}"\n'
+        for number in range(tunnels):
+            told += f'[server.services.bench{number}]\nbind_addr = "0.0.0.0:{port_of(number)}"\n'
         stage.start("home", [self.program, "--server", stage.write("rathole-home.toml", told)])
 
-    def agent(self, stage: Stage) -> None:
+    def agent(self, stage: Stage, tunnels: int = 1) -> None:
         told = f'[client]\nremote_addr = "{stage.address}:{LINK}"\ndefault_token = "bench"\n'
         if self.tls:
             told += '[client.transport]\ntype = "tls"\n[client.transport.tls]\n'
             told += f'trusted_root = "{Papers(stage).ca}"\nhostname = "localhost"\n'
-        told += f'[client.services.bench]\nlocal_addr = "127.0.0.1:{ORIGIN}"\n'
+        for number in range(tunnels):
+            told += f'[client.services.bench{number}]\nlocal_addr = "127.0.0.1:{ORIGIN}"\n'
         stage.start("agent", [self.program, "--client", stage.write("rathole-agent.toml", told)])
 
 
@@ -149,10 +156,11 @@ class Wstunnel(Peer):
     def home(self, stage: Stage) -> None:
         stage.start("home", [self.program, "server", "--log-lvl", "ERROR", f"{self.scheme}://0.0.0.0:{LINK}"])
 
-    def agent(self, stage: Stage) -> None:
-        reverse = f"tcp://0.0.0.0:{PUBLIC}:127.0.0.1:{ORIGIN}"
-        argv = [self.program, "client", "--log-lvl", "ERROR", "-R", reverse, f"{self.scheme}://{stage.address}:{LINK}"]
-        stage.start("agent", argv)
+    def agent(self, stage: Stage, tunnels: int = 1) -> None:
+        argv = [self.program, "client", "--log-lvl", "ERROR"]
+        for number in range(tunnels):
+            argv += ["-R", f"tcp://0.0.0.0:{port_of(number)}:127.0.0.1:{ORIGIN}"]
+        stage.start("agent", [*argv, f"{self.scheme}://{stage.address}:{LINK}"])
 
 
 class Ssh(Peer):

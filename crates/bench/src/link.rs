@@ -62,6 +62,9 @@ pub(crate) struct AgentArgs {
     /// The number of the first one, when several processes are agents of one home.
     #[arg(long, default_value_t = 0)]
     first: usize,
+    /// How many links begin to dial in a second; all at once when not said.
+    #[arg(long)]
+    per_s: Option<u32>,
     /// Connections of each link; as many as is usual when not said.
     #[arg(long)]
     lanes: Option<usize>,
@@ -134,6 +137,11 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut links = JoinSet::new();
         for number in args.first..args.first + args.links {
+            if let Some(per_s) = args.per_s
+                && number > args.first
+            {
+                tokio::time::sleep(Duration::from_secs(1) / per_s.max(1)).await;
+            }
             let home = args.home.get(number % args.home.len()).context("--home")?;
             let mut config = DialConfig::new(home, trust.clone(), format!("{number}").into(), "bench");
             if let Some(lanes) = args.lanes {

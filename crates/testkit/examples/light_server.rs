@@ -1,25 +1,28 @@
 //! A single-user server of a few hundred kilobytes, for tests with hundreds of them.
 //!
-//! Listens on the unix socket that `--ServerApp.sock=` names. Any request is answered with a line of JSON; a WebSocket
-//! sends back what it is told.
+//! Listens on the unix socket that `--ServerApp.sock=` names, or at the address of `JUPYTERHUB_SERVICE_URL`, as a
+//! single-user server does. Any request is answered with a line of JSON; a WebSocket sends back what it is told.
 
 use std::env;
 use std::io;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 const HEAD_MAX_BYTES: usize = 32 * 1024;
+const MISSING: &str = "neither --ServerApp.sock=PATH nor JUPYTERHUB_SERVICE_URL says where to listen";
+
+/// What a connection is made of.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Wire for T {}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
-    let socket = env::args().find_map(|arg| arg.strip_prefix("--ServerApp.sock=").map(str::to_owned));
-    let socket = socket.ok_or_else(|| io::Error::other("--ServerApp.sock=PATH is missing"))?;
     let label = |name| env::var(name).unwrap_or_default();
     let body = format!(
         "{{\"version\":\"light\",\"key\":\"{}\",\"attempt\":\"{}\"}}\n",
@@ -30,8 +33,17 @@ async fn main() -> io::Result<()> {
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    let listener = UnixListener::bind(socket)?;
     let mut connections = JoinSet::new();
+    if let Some(socket) = env::args().find_map(|arg| arg.strip_prefix("--ServerApp.sock=").map(str::to_owned))
+    {
+        let listener = UnixListener::bind(socket)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            while connections.try_join_next().is_some() {}
+            connections.spawn(serve(stream, answer.clone()));
+        }
+    }
+    let listener = TcpListener::bind(address().ok_or_else(|| io::Error::other(MISSING))?).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         while connections.try_join_next().is_some() {}
@@ -39,8 +51,14 @@ async fn main() -> io::Result<()> {
     }
 }
 
+/// Host and port of the URL that a Hub names.
+fn address() -> Option<String> {
+    let url = env::var("JUPYTERHUB_SERVICE_URL").ok()?;
+    url.strip_prefix("http://")?.split('/').next().map(str::to_owned)
+}
+
 /// One connection, request after request. Bodies of requests are not expected.
-async fn serve(mut stream: UnixStream, answer: String) -> Option<()> {
+async fn serve(mut stream: impl Wire, answer: String) -> Option<()> {
     loop {
         let head = read_head(&mut stream).await?;
         match header(&head, "sec-websocket-key") {
@@ -50,7 +68,7 @@ async fn serve(mut stream: UnixStream, answer: String) -> Option<()> {
     }
 }
 
-async fn echo(mut stream: UnixStream, accept: String) -> Option<()> {
+async fn echo(mut stream: impl Wire, accept: String) -> Option<()> {
     let switched = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
     );
@@ -65,7 +83,7 @@ async fn echo(mut stream: UnixStream, accept: String) -> Option<()> {
 }
 
 /// Up to the empty line; `None` when the other side is done.
-async fn read_head(stream: &mut UnixStream) -> Option<String> {
+async fn read_head(stream: &mut impl Wire) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         if head.len() > HEAD_MAX_BYTES {
