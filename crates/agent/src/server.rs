@@ -27,8 +27,10 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
 /// How long to wait for the last output of a server that ended.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
-const LOOK_FIRST: Duration = Duration::from_millis(50);
-const LOOK_LATER: Duration = Duration::from_millis(250);
+/// Between two looks whether the server listens, each half as long again as the one before: a server that starts at once
+/// is not kept waiting, and one that takes seconds is not asked all the time.
+const LOOK_FIRST: Duration = Duration::from_millis(2);
+const LOOK_LATER: Duration = Duration::from_millis(50);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const SET_UP_MAX_BYTES: u64 = 4096;
 
@@ -106,7 +108,7 @@ pub async fn listening(target: &Target) {
     let mut pause = LOOK_FIRST;
     while connect(target).await.is_err() {
         sleep(pause).await;
-        pause = (pause * 2).min(LOOK_LATER);
+        pause = (pause * 3 / 2).min(LOOK_LATER);
     }
 }
 
@@ -133,4 +135,29 @@ pub async fn connect(target: &Target) -> io::Result<Box<dyn Connection>> {
 async fn unix(path: &Path) -> io::Result<UnixStream> {
     fs::symlink_metadata(path)?;
     UnixStream::connect(path).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_found_to_listen_within_half_the_time_that_it_took() {
+        for took in [4, 40, 400].map(Duration::from_millis) {
+            let folder = tempfile::tempdir().unwrap();
+            let target = Target::Unix(folder.path().join("socket"));
+            let Target::Unix(path) = &target else { unreachable!() };
+            let began = Instant::now();
+            let server = async {
+                sleep(took).await;
+                UnixListener::bind(path).unwrap()
+            };
+            let (_server, ()) = tokio::join!(server, listening(&target));
+            let found = began.elapsed();
+            assert!(found <= took + took / 2, "listened after {took:?}, found after {found:?}");
+        }
+    }
 }
