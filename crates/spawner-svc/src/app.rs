@@ -136,6 +136,7 @@ impl App {
         };
         let (spawner, life) = Spawner::load(parts).await?;
         counted.watch_runs(&spawner);
+        counted.watch_sites(&sites);
         counted.watch_store(&store);
 
         let relay_urls: Vec<String> =

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
-use glidepath_domain::names::{HubName, RunId, ServerKey};
+use glidepath_domain::names::{HubName, RunId, ServerKey, SiteName};
 use glidepath_domain::run::{Moment, State};
 use http::{Method, StatusCode};
 use prometheus_client::collector::Collector;
@@ -24,6 +24,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::notable::{Kind, Notes};
+use crate::sites::{Query, Sites};
 use crate::spawn::{RunView, Spawner};
 use crate::store::Store;
 
@@ -175,7 +176,24 @@ impl Metrics {
         });
     }
 
-    /// Adds whether the store can write.
+    /// Adds how often backends were asked.
+    pub fn watch_sites(&self, sites: &Sites) {
+        let sites = sites.clone();
+        self.counters("backend_queries", "Bulk queries of backends, by site and what was asked", move || {
+            let of_site = |(site, what, n): (SiteName, Query, u64)| {
+                (
+                    vec![
+                        ("site".to_owned(), site.to_string()),
+                        ("what".to_owned(), what.as_str().to_owned()),
+                    ],
+                    i64::try_from(n).unwrap_or(i64::MAX),
+                )
+            };
+            sites.queries().into_iter().map(of_site).collect()
+        });
+    }
+
+    /// Adds whether the store can write, and how much it did.
     pub fn watch_store(&self, store: &Store) {
         let (now, ever) = (store.clone(), store.clone());
         self.gauge("store_writable", "1 while the database takes what is written", move || {
@@ -183,6 +201,13 @@ impl Metrics {
         });
         self.counters("store_outages", "Times that the database began to take nothing", move || {
             vec![(Vec::new(), i64::try_from(ever.troubles()).unwrap_or(i64::MAX))]
+        });
+        let (transactions, changes) = (store.clone(), store.clone());
+        self.counters("store_transactions", "Transactions that are on disk", move || {
+            vec![(Vec::new(), i64::try_from(transactions.written().transactions).unwrap_or(i64::MAX))]
+        });
+        self.counters("store_changes", "Changes in them", move || {
+            vec![(Vec::new(), i64::try_from(changes.written().changes).unwrap_or(i64::MAX))]
         });
     }
 

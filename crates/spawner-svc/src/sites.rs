@@ -59,6 +59,26 @@ impl Default for Pace {
     }
 }
 
+/// What a backend is asked in bulk: once for all runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Query {
+    /// All its jobs.
+    List,
+    /// What it can take now.
+    Snapshot,
+}
+
+impl Query {
+    /// The word that metrics use.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::List => "list",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
 /// What the service knows of one site now.
 #[derive(Clone)]
 pub struct SiteNow {
@@ -89,6 +109,8 @@ struct Heard {
     silent: Option<String>,
     doubt: Option<Doubting>,
     breaker: Breaker,
+    lists: u64,
+    snapshots: u64,
 }
 
 /// Leaves a site alone that failed several times in a row; for longer each time.
@@ -131,6 +153,7 @@ impl Sites {
     /// Asks one site for a snapshot now.
     pub async fn refresh(&self, setup: &SiteSetup) {
         let name = &setup.site.name;
+        self.asks(name, Query::Snapshot);
         let asked = tokio::time::timeout(self.inner.pace.snapshot_timeout, setup.backend.snapshot()).await;
         let answer = match asked {
             Ok(Ok(snapshot)) => Ok(snapshot),
@@ -153,6 +176,29 @@ impl Sites {
                 heard.silent = Some(why);
             }
         }
+    }
+
+    /// Counts that this site is asked.
+    pub fn asks(&self, name: &SiteName, what: Query) {
+        if let Some(heard) = self.heard().get_mut(name) {
+            match what {
+                Query::List => heard.lists += 1,
+                Query::Snapshot => heard.snapshots += 1,
+            }
+        }
+    }
+
+    /// How often each site was asked what.
+    #[must_use]
+    pub fn queries(&self) -> Vec<(SiteName, Query, u64)> {
+        let heard = self.heard();
+        let of_site = |(name, heard): (&SiteName, &Heard)| {
+            [(Query::List, heard.lists), (Query::Snapshot, heard.snapshots)]
+                .map(|(what, n)| (name.clone(), what, n))
+        };
+        let mut queries: Vec<_> = heard.iter().flat_map(of_site).collect();
+        queries.sort_unstable();
+        queries
     }
 
     /// An attempt failed there. After several in a row the site rests. `asker` is given when the failure may be that
@@ -351,6 +397,8 @@ mod tests {
         backend.silent(true);
         sites.refresh(&sites.setups()[0]).await;
         assert!(matches!(health(&sites), Some(Health::Unknown(_))));
+        let counted: Vec<(Query, u64)> = sites.queries().into_iter().map(|(_, what, n)| (what, n)).collect();
+        assert_eq!(counted, [(Query::List, 0), (Query::Snapshot, 2)], "a query without an answer counts");
     }
 
     #[tokio::test(start_paused = true)]

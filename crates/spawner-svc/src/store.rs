@@ -38,6 +38,7 @@ use change::{BINDING, Change, Done, binding};
 pub use database::Database;
 pub use folder::on_local_disk;
 use health::Health;
+pub use health::Written;
 pub use look::Look;
 use write::{Job, Writer};
 
@@ -235,6 +236,12 @@ impl Store {
         self.inner.health.times()
     }
 
+    /// How much was written since it was opened.
+    #[must_use]
+    pub fn written(&self) -> Written {
+        self.inner.health.written()
+    }
+
     /// True while reads and writes work; for `/health/ready`. Where the last change could not be written, it is tried
     /// whether one can be by now.
     pub async fn healthy(&self) -> bool {
@@ -251,7 +258,7 @@ impl Store {
     /// Waits for as long as the writer takes: whoever makes a run must know whether it is there.
     pub async fn create(&self, row: RunRow, order: &SecretString) -> Result<(), StoreError> {
         let sealed = self.inner.seal.close(&row.run.to_string(), order).map_err(out_of_reach)?;
-        self.written(Change::Create { row: Box::new(row), sealed }).await.map(drop)
+        self.done(Change::Create { row: Box::new(row), sealed }).await.map(drop)
     }
 
     /// Writes down how a run stands. `tell` makes an event of it; `erase_order` removes its launch order.
@@ -368,11 +375,11 @@ impl Store {
     }
 
     async fn change(&self, change: Change) -> Result<Done, StoreError> {
-        let written = timeout(ANSWER_WITHIN, self.written(change)).await;
+        let written = timeout(ANSWER_WITHIN, self.done(change)).await;
         written.unwrap_or_else(|_| Err(too_slow("written", ANSWER_WITHIN)))
     }
 
-    async fn written(&self, change: Change) -> Result<Done, StoreError> {
+    async fn done(&self, change: Change) -> Result<Done, StoreError> {
         let (job, answer) = Job::new(change);
         self.inner.changes.send(job).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?

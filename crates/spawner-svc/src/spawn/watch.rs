@@ -18,7 +18,7 @@ use super::book::Door;
 use super::driver::{MAILBOX, Message};
 use crate::clock;
 use crate::notable::{About, Doubt, Doubting, Repair};
-use crate::sites::{SiteSetup, jittered};
+use crate::sites::{Query, SiteSetup, jittered};
 
 /// One bulk query.
 const LIST_WITHIN: Duration = Duration::from_secs(60);
@@ -85,6 +85,7 @@ async fn look(
 ) -> Result<(), String> {
     let watched = shared.book().watched(&setup.site.name).attempts;
     let asked = clock::now();
+    shared.sites.asks(&setup.site.name, Query::List);
     let listed = match timeout(LIST_WITHIN, setup.backend.list()).await {
         Ok(Ok(jobs)) => jobs,
         Ok(Err(error)) => return Err(silent(&watched, error.to_string())),

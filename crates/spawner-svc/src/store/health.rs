@@ -1,4 +1,5 @@
-//! Whether the store can write, as the writer finds it: one line in the log when it begins not to, one when it ends.
+//! Whether the store can write, as the writer finds it: one line in the log when it begins not to, one when it ends;
+//! and how much was written.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,8 +15,20 @@ pub(super) struct Health {
     trouble: Mutex<Option<Trouble>>,
     /// How often that began.
     times: AtomicU64,
+    /// Transactions that are on disk, and the changes in them.
+    transactions: AtomicU64,
+    changes: AtomicU64,
     /// Why the writer ended before it was told to.
     ended: Mutex<Option<StoreError>>,
+}
+
+/// What is on disk since the store was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Each is one wait for the disk.
+    pub transactions: u64,
+    /// Runs made or saved, keys bound, removals of what is old.
+    pub changes: u64,
 }
 
 #[derive(Debug)]
@@ -50,6 +63,19 @@ impl Health {
 
     pub(super) fn times(&self) -> u64 {
         self.times.load(Ordering::Relaxed)
+    }
+
+    /// A transaction with so many changes is on disk.
+    pub(super) fn wrote(&self, changes: usize) {
+        self.transactions.fetch_add(1, Ordering::Relaxed);
+        self.changes.fetch_add(changes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn written(&self) -> Written {
+        Written {
+            transactions: self.transactions.load(Ordering::Relaxed),
+            changes: self.changes.load(Ordering::Relaxed),
+        }
     }
 
     /// The writer ends for this reason.

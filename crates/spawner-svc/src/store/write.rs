@@ -199,6 +199,7 @@ impl Writer {
         pen.statement("COMMIT").await?;
         self.committing = false;
         self.newest = pen.newest;
+        self.health.wrote(done.iter().filter(|done| done.is_ok()).count());
         batch.iter().for_each(|job| job.change.crash_after());
         Ok(done)
     }

@@ -4,6 +4,7 @@ use super::*;
 
 both! {
     what_was_written_is_there_after_a_crash,
+    what_is_on_disk_is_counted_and_what_was_refused_is_not,
     launch_orders_are_sealed_in_the_tables,
     one_server_has_one_live_run,
     many_changes_at_once_are_all_written_and_told_in_order,
@@ -28,6 +29,20 @@ async fn what_was_written_is_there_after_a_crash(house: House) {
     assert_eq!(kept.len(), 1);
     assert_eq!(kept[0].doc, "{\"n\":1}");
     assert_eq!(house.store.order(run(1)).await.unwrap().unwrap().expose_secret(), order().expose_secret());
+}
+
+async fn what_is_on_disk_is_counted_and_what_was_refused_is_not(house: House) {
+    assert_eq!(house.store.written(), Written { transactions: 0, changes: 0 });
+    house.store.create(row(1, "main.ada."), &order()).await.unwrap();
+    house.store.save(row(1, "main.ada."), true, false).await.unwrap();
+    assert_eq!(house.store.written(), Written { transactions: 2, changes: 2 });
+    assert!(house.store.create(row(2, "main.ada."), &order()).await.is_err());
+    assert_eq!(house.store.written().changes, 2);
+    let (bob, eve) = (row(3, "main.bob."), row(4, "main.eve."));
+    let (sealed, other) = (order(), order());
+    let (one, two) = tokio::join!(house.store.create(bob, &sealed), house.store.create(eve, &other));
+    one.and(two).unwrap();
+    assert_eq!(house.store.written().changes, 4);
 }
 
 async fn launch_orders_are_sealed_in_the_tables(house: House) {
