@@ -150,7 +150,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shell<'_, IO> {
             Poll::Ready(Ok(None)) => Ok(true),
             Poll::Ready(Ok(Some(Ok(end)))) => Err(end),
             Poll::Ready(Ok(Some(Err(broken)))) => Err(self.broken(&broken)),
-            Poll::Ready(Err(SocketEnd::Rule(broken))) => Err(self.broken(broken)),
+            Poll::Ready(Err(text @ SocketEnd::Text)) => Err(self.broken(&text.to_string())),
+            // Whatever stands between the ends: another connection may carry the session.
+            Poll::Ready(Err(rule @ SocketEnd::Rule(_))) => Err(LaneEnd::Lost(rule.to_string())),
             Poll::Ready(Err(SocketEnd::Io(error))) => Err(LaneEnd::of(&error)),
             Poll::Ready(Err(closed @ SocketEnd::Closed)) => Err(LaneEnd::Closed(closed.to_string())),
         }

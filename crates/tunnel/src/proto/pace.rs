@@ -212,9 +212,9 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Sends through a line of `rate` bytes per second and `trip` there and back for `seconds`; answers the
-    /// longest queue in the last half, in seconds, and the part of the line that was used.
-    fn carry(rate: f64, trip: Duration, seconds: f64) -> (f64, f64) {
+    /// Sends through a line of so many bytes per second and seconds there and back, both of them at some second, for
+    /// `seconds`; answers the longest queue in the last half, in seconds, and the part of the line that was used.
+    fn carry(rate: impl Fn(f64) -> f64, trip: impl Fn(f64) -> f64, seconds: f64) -> (f64, f64) {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let mut pace = Pace::new(start);
@@ -224,20 +224,20 @@ mod tests {
         while now < seconds {
             while in_flight < pace.bound() {
                 let departure = pace.depart(at(now), in_flight);
-                line_free = line_free.max(now) + 16_384.0 / rate;
+                line_free = line_free.max(now) + 16_384.0 / rate(now);
                 if now > seconds / 2.0 {
                     worst = worst.max(line_free - now);
                     carried += 16_384;
                 }
                 in_flight += 16_384;
-                acks.push_back((line_free + trip.as_secs_f64(), 16_384, departure));
+                acks.push_back((line_free + trip(now), 16_384, departure));
             }
             let (when, bytes, departure) = acks.pop_front().unwrap();
             now = now.max(when);
             in_flight -= bytes;
             pace.arrived(at(now), bytes, departure, Duration::ZERO);
         }
-        (worst, carried as f64 / (rate * seconds / 2.0))
+        (worst, carried as f64 / (rate(seconds) * seconds / 2.0))
     }
 
     #[test]
@@ -245,9 +245,25 @@ mod tests {
         for (rate, trip_ms, queue_s) in
             [(25e6, 20, 0.015), (25e6, 100, 0.035), (1.25e6, 20, 0.060), (1e9, 1, 0.004)]
         {
-            let (queue, used) = carry(rate, Duration::from_millis(trip_ms), 30.0);
+            let (queue, used) = carry(|_| rate, |_| f64::from(trip_ms) / 1e3, 30.0);
             assert!(queue < queue_s, "a queue of {queue} s at {rate} B/s and {trip_ms} ms");
             assert!(used > 0.9, "{used} of the line used at {rate} B/s and {trip_ms} ms");
         }
+    }
+
+    #[test]
+    fn a_line_that_carries_more_than_before_is_found_out() {
+        for trip in [0.02, 0.1] {
+            let (queue, used) = carry(|now| if now < 18.0 { 6e6 } else { 25e6 }, |_| trip, 40.0);
+            assert!(used > 0.9, "{used} of the line used, {trip} s there and back");
+            assert!(queue < 0.05, "a queue of {queue} s, {trip} s there and back");
+        }
+    }
+
+    #[test]
+    fn a_hiccup_ends_no_rise_for_long() {
+        let trip = |now: f64| if (0.15..0.35).contains(&now) { 0.18 } else { 0.1 };
+        let (_, used) = carry(|_| 25e6, trip, 20.0);
+        assert!(used > 0.9, "{used} of the line used");
     }
 }

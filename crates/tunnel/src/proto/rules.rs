@@ -92,3 +92,28 @@ fn what_comes_twice_or_late_changes_nothing() {
         "a stream of the past does not come back"
     );
 }
+
+/// Bytes of streams in what goes out on a lane now.
+fn sent_on(core: &mut Core, lane: u64, now: Instant) -> usize {
+    let (mut out, mut bytes) = (BytesMut::new(), 0);
+    while core.transmit(lane, now, &mut out, Waker::noop()) {}
+    let mut message = out.freeze();
+    while let Some(frame) = super::frame::next(&mut message).unwrap() {
+        if let Frame::Data { bytes: some, .. } = frame {
+            bytes += some.len();
+        }
+    }
+    bytes
+}
+
+#[test]
+fn much_at_once_is_bulk_however_little_the_stream_said_lately() {
+    let (mut core, now) = listener();
+    core.add_lane(1, now);
+    let mut cx = Context::from_waker(Waker::noop());
+    let (small, much) = (core.mux.open("small", now).unwrap(), core.mux.open("much", now).unwrap());
+    assert_eq!(core.mux.write(small, &[7; 1_000], now, &mut cx), Outcome::Done(1_000));
+    assert_eq!(core.mux.write(much, &[7; 20_000], now, &mut cx), Outcome::Done(20_000));
+    assert_eq!(sent_on(&mut core, 0, now), 1_000, "the lane for what is small");
+    assert_eq!(sent_on(&mut core, 1, now), 20_000);
+}
