@@ -6,14 +6,15 @@ reached when it was set, so that it fails for what somebody did and not for what
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from given import Bench
 from net import Space, Stage
-from peers import Copied, Ours
+from peers import Copied, Ours, Peer
 from rows.link import Figure, measured
 from table import Goal, Row
+from turns import in_turn
 
 FIGURES = (
     Figure("rps64", "requests, 64 connections", "1/s", Goal(at_least_times=0.4)),
@@ -27,18 +28,14 @@ FIGURES = (
 def rows(bench: Bench) -> Iterator[Row]:
     """Ours without TLS, as the relays have none."""
     ours, copied = Ours(bench, False), Copied(bench)
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    wanted = {figure.key for figure in FIGURES}
     with Space("guard") as space:
-        for repetition in range(bench.repetitions):
-            for peer in (copied, ours):
-                bench.wait_quiet()
-                folder = bench.folder / f"{repetition}-{peer.name}".replace(" ", "-")
-                with Stage(folder, space) as stage:
-                    found = measured(bench, stage, peer, {figure.key for figure in FIGURES})
-                for key, value in found.items():
-                    values[key][peer.name].append(value)
-                told = " ".join(f"{key}={value:.4g}" for key, value in found.items())
-                bench.say(f"{repetition + 1} {peer.name}: {told}")
+
+        def measure(peer: Peer, folder: Path, _: int) -> dict[str, float]:
+            with Stage(folder, space) as stage:
+                return measured(bench, stage, peer, wanted)
+
+        values = in_turn(bench, "guard", [copied, ours], [copied, ours], {}, measure)
     for figure in FIGURES:
         of = values[figure.key]
         yield Row(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from aim import Load
 from given import Bench
-from net import Failed, Space, Stage, awake, cpu_s
+from net import Space, Stage, awake, cpu_s
 from peers import Copied, Direct, Ours, Peer, installed, with_tls, without_tls
 from table import NO_GOAL, Goal, Row
+from turns import in_turn
 
 BULK_BYTES = 512 << 20
 #: Of each load by wrk.
@@ -67,25 +68,13 @@ def compared(
 ) -> Iterator[Row]:
     peers, missing = installed(others)
     direct, copied = Direct(), Copied(bench)
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     wanted = {figure.key for figure in figures}
-    for repetition in range(bench.repetitions):
-        for peer in [direct, copied, ours, *peers]:
-            if peer.name in missing:
-                continue
-            bench.wait_quiet()
-            folder = bench.folder / f"{kind}-{repetition}-{peer.name}".replace(" ", "-")
-            try:
-                with Stage(folder, space) as stage:
-                    found = measured(bench, stage, peer, wanted)
-            except Failed as reason:
-                if peer is ours:
-                    raise
-                missing[peer.name] = bench.failed(peer.name, repetition, reason)
-                continue
-            for key, value in found.items():
-                values[key][peer.name].append(value)
-            bench.say(f"{kind} {repetition + 1} {peer.name}: " + " ".join(f"{k}={v:.4g}" for k, v in found.items()))
+
+    def measure(peer: Peer, folder: Path, _: int) -> dict[str, float]:
+        with Stage(folder, space) as stage:
+            return measured(bench, stage, peer, wanted)
+
+    values = in_turn(bench, kind, [direct, copied, ours, *peers], [ours], missing, measure)
     for figure in figures:
         of = values[figure.key]
         yield Row(

@@ -10,8 +10,8 @@ import re
 import resource
 import subprocess
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 
 from aim import Load
@@ -19,6 +19,7 @@ from given import Bench
 from net import LINK, ORIGIN, PUBLIC, Failed, Memory, Space, Stage
 from peers import Ours, Papers, Peer, Rathole, Wstunnel, installed
 from table import Goal, Row
+from turns import in_turn
 
 #: Links of ours in one process, and tunnels of a peer.
 LINKS, TUNNELS = 5000, 500
@@ -38,24 +39,13 @@ def rows(bench: Bench) -> Iterator[Row]:
     open_files()
     ours = Ours(bench, True)
     peers, missing = installed([Rathole(True), Wstunnel(True)])
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    stalled_kb: list[float] = []
     with Space("memory") as space:
-        for repetition in range(bench.repetitions):
-            for peer in [ours, *peers]:
-                if peer.name in missing:
-                    continue
-                try:
-                    found = measured(bench, space, peer, repetition)
-                except Failed as reason:
-                    if peer is ours:
-                        raise
-                    missing[peer.name] = bench.failed(peer.name, repetition, reason)
-                    continue
-                bench.say(f"{repetition + 1} {peer.name}: " + " ".join(f"{k}={v:.4g}" for k, v in found.items()))
-                for key, value in found.items():
-                    values[key][peer.name].append(value)
-            stalled_kb.append(stalled(bench, space, ours, repetition))
+
+        def measure(peer: Peer, folder: Path, _: int) -> dict[str, float]:
+            return measured(bench, space, peer, folder)
+
+        values = in_turn(bench, "memory", [ours, *peers], [ours], missing, measure)
+        stalled_kb = [stalled(bench, space, ours, repetition) for repetition in range(bench.repetitions)]
     for key, name, goal in (
         ("link", "memory: one more idle link at home", Goal(at_most=25)),
         ("agent", "memory: an agent end with one link", Goal()),
@@ -91,14 +81,13 @@ def open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def measured(bench: Bench, space: Space, peer: Peer, repetition: int) -> dict[str, float]:
+def measured(bench: Bench, space: Space, peer: Peer, folder: Path) -> dict[str, float]:
     """kB of both ends with one tunnel, and what each further one adds."""
     count = LINKS if isinstance(peer, Ours) else TUNNELS
     kb: dict[int, tuple[float, float]] = {}
     found: dict[str, float] = {}
     for tunnels in (1, count):
-        folder = bench.folder / f"{repetition}-{peer.name}-{tunnels}".replace(" ", "-")
-        with Stage(folder, space) as stage:
+        with Stage(folder.with_name(f"{folder.name}-{tunnels}"), space) as stage:
             stage.start("origin", [bench.program, "origin"])
             begin(bench, stage, peer, tunnels)
             stage.wait_up(PUBLIC, UP_WITHIN_S)

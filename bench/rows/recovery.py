@@ -21,6 +21,7 @@ from line import HOME, Line, Nature
 from net import LINK, ORIGIN, PUBLIC, Failed, Space, Stage, cpu_s, ip
 from peers import Chisel, Ours, Papers, Peer, Rathole, Ssh, installed
 from table import NO_GOAL, Goal, Row
+from turns import in_turn
 from witness import witness
 
 HOLES_S = (5, 40)
@@ -68,30 +69,19 @@ def rows(bench: Bench) -> Iterator[Row]:
 def compared(bench: Bench, hole_s: int) -> Iterator[Row]:
     ours = Ours(bench, True)
     others, missing = installed([Rathole(True), Chisel(False), Ssh(again=True)])
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     lost: dict[str, dict[str, str]] = defaultdict(dict)
-    for repetition in range(bench.repetitions):
-        for peer in (ours, *others):
-            if peer.name in missing:
-                continue
-            folder = bench.folder / f"{hole_s}-{repetition}-{peer.name}".replace(" ", "-")
-            try:
-                line = Line(bench.program, "recovery", LINE)
-                with line, Stage(folder, line.home, line.far, HOME) as stage:
-                    found, gone = after_hole(bench, stage, peer, line, hole_s)
-            except Failed as reason:
-                if peer is ours:
-                    raise
-                missing[peer.name] = bench.failed(peer.name, repetition, reason)
-                continue
-            for key, value in found.items():
-                values[key][peer.name].append(value)
-            for key, why in gone.items():
-                if peer is ours:
-                    raise Failed(f"the {key} was lost in a hole of {hole_s} s: {why}")
-                lost[key][peer.name] = f"its {key} was lost in the hole of {hole_s} s"
-            told = "; ".join([f"{key} {value:.2f} s" for key, value in found.items()] + [f"{key} lost" for key in gone])
-            bench.say(f"hole of {hole_s} s, {repetition + 1} {peer.name}: {told}")
+
+    def measure(peer: Peer, folder: Path, _: int) -> dict[str, float]:
+        line = Line(bench.program, "recovery", LINE)
+        with line, Stage(folder, line.home, line.far, HOME) as stage:
+            found, gone = after_hole(bench, stage, peer, line, hole_s)
+        for key, why in gone.items():
+            if peer is ours:
+                raise Failed(f"the {key} was lost in a hole of {hole_s} s: {why}")
+            lost[key][peer.name] = f"its {key} was lost in the hole of {hole_s} s"
+        return found
+
+    values = in_turn(bench, f"hole of {hole_s} s", [ours, *others], [ours], missing, measure)
     for key in (REQUEST, *CONVERSATIONS):
         of = values[key]
         away = missing | lost[key]

@@ -3,16 +3,17 @@ two namespaces, near and far, whole and with loss."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from aim import Load
 from given import Bench
 from line import FAR, HOME, Line, Nature
-from net import ORIGIN, Failed, Stage
+from net import ORIGIN, Stage
 from peers import Chisel, Direct, Ours, Peer, Rathole, Ssh, Wstunnel, installed
 from table import NO_GOAL, Goal, Row
+from turns import in_turn
 
 #: Congestion control of all, as a route asks for it: what most machines at a site have.
 NATURES = (
@@ -71,27 +72,14 @@ def rows(bench: Bench) -> Iterator[Row]:
 def compared(bench: Bench, nature: Nature) -> Iterator[Row]:
     direct, ours, one_lane = Direct(), Ours(bench, True), Ours(bench, True, lanes=1)
     others, missing = installed([Rathole(True), Wstunnel(True), Ssh(), Chisel(False)])
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for repetition in range(bench.repetitions):
-        for peer in (direct, ours, one_lane, *others):
-            if peer.name in missing:
-                continue
-            bench.wait_quiet()
-            name = f"{nature.rtt_ms:g}-{nature.loss_percent:g}-{repetition}-{peer.name}".replace(" ", "-")
-            try:
-                # Each repetition loses other packets, everybody those of the same numbers.
-                line = Line(bench.program, "wide", nature.again(repetition))
-                with line, Stage(bench.folder / name, line.home, line.far, HOME) as stage:
-                    found = measured(bench, stage, peer, nature)
-            except Failed as reason:
-                if peer in (ours, one_lane):
-                    raise
-                missing[peer.name] = bench.failed(peer.name, repetition, reason)
-                continue
-            for key, value in found.items():
-                values[key][peer.name].append(value)
-            told = " ".join(f"{key}={value:.4g}" for key, value in found.items())
-            bench.say(f"{nature}, {repetition + 1} {peer.name}: {told}")
+
+    def measure(peer: Peer, folder: Path, repetition: int) -> dict[str, float]:
+        # Each repetition loses other packets, everybody those of the same numbers.
+        line = Line(bench.program, "wide", nature.again(repetition))
+        with line, Stage(folder, line.home, line.far, HOME) as stage:
+            return measured(bench, stage, peer, nature)
+
+    values = in_turn(bench, str(nature), [direct, ours, one_lane, *others], [ours, one_lane], missing, measure)
     for mine, suffix in ((ours, ""), (one_lane, ", with one lane")):
         for figure in FIGURES:
             of = values[figure.key]
