@@ -14,6 +14,7 @@ import socketserver
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else "well"
 SOCKET = next((arg.partition("=")[2] for arg in sys.argv if arg.startswith("--ServerApp.sock=")), "")
@@ -38,7 +39,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         told["starts"] = len(STARTS.read_text().splitlines())
         if self.path.endswith("/self"):
             told |= {"argv": sys.argv, "environ": dict(os.environ), "folder": os.getcwd()}
-        told |= {"key": os.environ["GLIDEPATH_KEY"], "attempt": os.environ["GLIDEPATH_ATTEMPT"]}
+        told |= {"key": os.environ.get("GLIDEPATH_KEY"), "attempt": os.environ.get("GLIDEPATH_ATTEMPT")}
         body = json.dumps(told).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -56,6 +57,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 64
+
+
+class TcpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    daemon_threads = True
+    request_queue_size = 64
+    allow_reuse_address = True
 
 
 def main() -> None:
@@ -77,7 +84,10 @@ def main() -> None:
         while True:
             time.sleep(60)
     os.umask(0o177)
-    Server(SOCKET, Handler).serve_forever()
+    if SOCKET:
+        Server(SOCKET, Handler).serve_forever()
+    url = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
+    TcpServer((url.hostname or "", url.port or 0), Handler).serve_forever()
 
 
 main()
