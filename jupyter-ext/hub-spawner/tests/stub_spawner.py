@@ -53,19 +53,24 @@ def serve(config: dict) -> None:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    attach = Path(config["state_dir"]) / "service.json"
-    attach.write_text(
-        json.dumps({"pid": os.getpid(), "version": VERSION, "api": f"http://127.0.0.1:{server.server_address[1]}"})
-    )
-    environment = Path(config["state_dir"]) / "environment.json"
-    environment.write_text(json.dumps(dict(os.environ)))
+    api = f"http://127.0.0.1:{server.server_address[1]}"
+    state = Path(config["state_dir"])
+    write_whole(state / "environment.json", dict(os.environ))
+    write_whole(state / "service.json", {"pid": os.getpid(), "version": VERSION, "api": api})
 
     def drain(*_: object) -> None:
-        (Path(config["state_dir"]) / "drained").write_text(str(os.getpid()))
+        (state / "drained").write_text(str(os.getpid()))
         os._exit(0)
 
     signal.signal(signal.SIGTERM, drain)
     server.serve_forever()
+
+
+def write_whole(path: Path, content: dict) -> None:
+    """As the service does: a reader finds the old content or the new one, never half of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
 
 
 if __name__ == "__main__":
