@@ -10,14 +10,11 @@ use glidepath_api_types::agent::{
 use glidepath_tunnel::link::{Incoming, Link};
 use glidepath_tunnel::stream::Stream;
 use serde::Deserialize;
-use tokio::io::{
-    AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
-    copy_bidirectional_with_sizes,
-};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
-use tokio_util::io::InspectReader;
+use tokio_util::io::InspectWriter;
 
 use crate::activity::Carried;
 use crate::launch::Target;
@@ -25,8 +22,6 @@ use crate::server::connect;
 
 /// Streams to the server at one time; a further one is reset.
 const MAX_SERVER_STREAMS: usize = 1024;
-/// Held per direction of each stream.
-const COPY_BYTES: usize = 16 * 1024;
 /// What a stream of a server that ended may still take to hand over its last bytes.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 
@@ -168,11 +163,12 @@ async fn tell(
     }
 }
 
-/// Copies both ways until both are at their end. Without a server, or when it does not listen, the stream is reset.
+/// Carries both ways until both are at their end. Without a server, or when it does not listen, the stream is reset.
 async fn to_server(stream: Stream, mut target: watch::Receiver<Option<Target>>, carried: Carried) {
     let Some(at) = target.borrow_and_update().clone() else { return };
-    let Ok(mut server) = connect(&at).await else { return };
-    let mut stream = InspectReader::new(stream, |bytes: &[u8]| {
+    let Ok(server) = connect(&at).await else { return };
+    let (from, to) = tokio::io::split(server);
+    let to = InspectWriter::new(to, move |bytes: &[u8]| {
         carried.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     });
     let server_over = async {
@@ -180,8 +176,8 @@ async fn to_server(stream: Stream, mut target: watch::Receiver<Option<Target>>, 
         sleep(LAST_BYTES).await;
     };
     tokio::select! {
-        copied = copy_bidirectional_with_sizes(&mut stream, &mut server, COPY_BYTES, COPY_BYTES) => {
-            if let Err(error) = copied {
+        carried = stream.carry(from, to) => {
+            if let Err(error) = carried {
                 tracing::trace!(%error, "a stream to the server broke");
             }
         }

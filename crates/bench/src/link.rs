@@ -9,20 +9,19 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use glidepath_tunnel::dial::{DialConfig, Trust, dialer};
+use glidepath_tunnel::gulp::Gulp;
 use glidepath_tunnel::home::{Admitted, Gate, HomeConfig, HomeEnd, Knock, Refusal, TurnedAway};
 use glidepath_tunnel::link::{Link, LinkState};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::figures::tell;
 
-/// Of each direction of each stream.
-const COPY_BYTES: usize = 64 * 1024;
 /// How often home looks at its counts.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
@@ -106,7 +105,7 @@ pub(crate) fn home(args: &HomeArgs) -> anyhow::Result<()> {
                 match acceptor {
                     None => home.serve(tcp, peer).await,
                     Some(acceptor) => {
-                        if let Ok(tls) = acceptor.accept(tcp).await {
+                        if let Ok(tls) = acceptor.accept(Gulp::new(tcp)).await {
                             counts.tls.fetch_add(1, Ordering::Relaxed);
                             home.serve(tls, peer).await;
                         }
@@ -117,10 +116,11 @@ pub(crate) fn home(args: &HomeArgs) -> anyhow::Result<()> {
     })
 }
 
-async fn carry(mut user: TcpStream, link: Link) {
+async fn carry(user: TcpStream, link: Link) {
     let _ = user.set_nodelay(true);
-    if let Ok(mut stream) = link.open("bench") {
-        let _ = copy_bidirectional_with_sizes(&mut user, &mut stream, COPY_BYTES, COPY_BYTES).await;
+    if let Ok(stream) = link.open("bench") {
+        let (from, to) = user.into_split();
+        let _ = stream.carry(from, to).await;
     }
 }
 
@@ -162,17 +162,12 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
             }
             let origin = args.origin;
             links.spawn(async move {
-                while let Some(mut incoming) = link.accept().await {
+                while let Some(incoming) = link.accept().await {
                     tokio::spawn(async move {
-                        let Ok(mut server) = TcpStream::connect(origin).await else { return };
+                        let Ok(server) = TcpStream::connect(origin).await else { return };
                         let _ = server.set_nodelay(true);
-                        let _ = copy_bidirectional_with_sizes(
-                            &mut incoming.stream,
-                            &mut server,
-                            COPY_BYTES,
-                            COPY_BYTES,
-                        )
-                        .await;
+                        let (from, to) = server.into_split();
+                        let _ = incoming.stream.carry(from, to).await;
                     });
                 }
             });

@@ -16,6 +16,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
 use crate::dial::{BadDial, DialConfig};
+use crate::gulp::Gulp;
 use crate::link::PeerInfo;
 use crate::proto::handshake::{
     self, CAPABILITIES, Hello, Key, Refused, VERSIONS, Verdict, Welcome, decode_challenge, decode_verdict,
@@ -145,7 +146,7 @@ impl Way {
         match &self.tls {
             None => Ok(Box::new(tcp)),
             Some((client, name)) => {
-                let tls = TlsConnector::from(Arc::clone(client)).connect(name.clone(), tcp).await;
+                let tls = TlsConnector::from(Arc::clone(client)).connect(name.clone(), Gulp::new(tcp)).await;
                 Ok(Box::new(tls.map_err(|error| format!("TLS with home failed: {error}"))?))
             }
         }

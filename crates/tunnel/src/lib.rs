@@ -7,6 +7,8 @@
 //!  Link ◄── lane ◄═══════════ frames ═══════════► lane ──► Link ◄───────┘
 //!    │                                                       │
 //!  Stream (AsyncRead + AsyncWrite)                         Stream
+//!    │ carry                                                 │ carry
+//!  the server's connection                           the user's connection
 //! ```
 //!
 //! `proto` is the protocol as a state machine that is given frames and the time; `link` and `stream` are its
@@ -15,11 +17,13 @@
 //!
 //! Not here: who may dial (the caller's [`home::Gate`]), what a stream's bytes mean, jobs, users, Jupyter.
 
+mod carry;
 mod connect;
 pub mod dial;
 #[cfg(any(test, feature = "fuzz"))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gulp;
 pub mod home;
 mod lane;
 pub mod link;

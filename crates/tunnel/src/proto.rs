@@ -9,6 +9,7 @@ pub(crate) mod frame;
 pub(crate) mod handshake;
 pub(crate) mod lane;
 pub(crate) mod mux;
+pub(crate) mod outlet;
 pub(crate) mod pace;
 pub(crate) mod ranges;
 pub(crate) mod receive;

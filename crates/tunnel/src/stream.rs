@@ -17,8 +17,8 @@ use crate::proto::mux::Outcome;
 /// one, or when home was restarted, both ways end with `ConnectionReset`.
 #[derive(Debug)]
 pub struct Stream {
-    id: u64,
-    session: Arc<Session>,
+    pub(crate) id: u64,
+    pub(crate) session: Arc<Session>,
 }
 
 impl Stream {
@@ -32,7 +32,7 @@ impl Stream {
     }
 }
 
-fn answer(core: &Core, outcome: Outcome) -> Poll<io::Result<usize>> {
+pub(crate) fn answer(core: &Core, outcome: Outcome) -> Poll<io::Result<usize>> {
     match outcome {
         Outcome::Done(count) => Poll::Ready(Ok(count)),
         Outcome::Wait => Poll::Pending,

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use glidepath_tunnel::gulp::Gulp;
 use glidepath_tunnel::home::HomeEnd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -90,7 +91,7 @@ async fn serve(
         LinkTls::PlainBehind(_) => home_end.serve(stream, peer).await,
         LinkTls::Own(tls) => {
             let acceptor = TlsAcceptor::from(tls.config());
-            match timeout(TLS_WAIT, acceptor.accept(stream)).await {
+            match timeout(TLS_WAIT, acceptor.accept(Gulp::new(stream))).await {
                 Ok(Ok(stream)) => home_end.serve(stream, peer).await,
                 Ok(Err(error)) if is_of_trust(&error) => {
                     let why = error.to_string();

@@ -14,6 +14,7 @@ use super::lane::Record;
 use super::ranges::Ranges;
 use super::stream::StreamState;
 
+mod pass;
 mod turns;
 
 /// Credit that every stream has from the start.
@@ -195,32 +196,38 @@ impl Mux {
         cx: &mut Context<'_>,
         put: impl FnMut(&[u8]) -> usize,
     ) -> Outcome {
-        let rtt = self.rtt;
         let Some(stream) = self.streams.get_mut(&id) else { return Outcome::Reset };
         if stream.peer_reset {
             return Outcome::Reset;
         }
         let count = stream.receive.read(put);
         if count > 0 {
-            let room = self.limits.window_pool.saturating_sub(self.pool_used);
-            let before = stream.window;
-            if !self.over && stream.renew_credit(now, rtt, self.limits.max_window, room) {
-                self.pool_used += stream.window - before;
-                self.queue_control(id);
-            }
+            self.renew_credit(id, now);
             return Outcome::Done(count);
         }
         if stream.receive_end == Some(stream.receive.read_offset()) {
             return Outcome::Done(0);
         }
-        if self.over {
+        if self.over && !stream.receive.has_unread() {
             return Outcome::Reset;
         }
         keep(&mut stream.reader, cx);
         Outcome::Wait
     }
 
-    pub(crate) fn write(&mut self, id: u64, data: &[u8], now: Instant, cx: &mut Context<'_>) -> Outcome {
+    /// After a read: grants the sender more, if it is time.
+    fn renew_credit(&mut self, id: u64, now: Instant) {
+        let room = self.limits.window_pool.saturating_sub(self.pool_used);
+        let Some(stream) = self.streams.get_mut(&id).filter(|_| !self.over) else { return };
+        let before = stream.window;
+        if stream.renew_credit(now, self.rtt, self.limits.max_window, room) {
+            self.pool_used += stream.window - before;
+            self.queue_control(id);
+        }
+    }
+
+    /// How much a write would take now.
+    pub(crate) fn room(&mut self, id: u64, cx: &Context<'_>) -> Outcome {
         let max_unsent = self.limits.max_unsent;
         let Some(stream) = self.streams.get_mut(&id) else { return Outcome::Reset };
         if stream.reset {
@@ -230,11 +237,21 @@ impl Mux {
             return Outcome::Finished;
         }
         let room = max_unsent.saturating_sub(stream.send.unsent()) as usize;
-        if room == 0 && !data.is_empty() {
+        if room == 0 {
             stream.writer_waits = true;
             keep(&mut stream.writer, cx);
             return Outcome::Wait;
         }
+        Outcome::Done(room)
+    }
+
+    pub(crate) fn write(&mut self, id: u64, data: &[u8], now: Instant, cx: &mut Context<'_>) -> Outcome {
+        let room = match self.room(id, cx) {
+            Outcome::Done(room) => room,
+            Outcome::Wait if data.is_empty() => 0,
+            no_room => return no_room,
+        };
+        let Some(stream) = self.streams.get_mut(&id) else { return Outcome::Reset };
         let count = room.min(data.len());
         stream.send.write(&data[..count]);
         self.schedule(id, now);
@@ -266,6 +283,7 @@ impl Mux {
         stream.handle = false;
         stream.reader = None;
         stream.writer = None;
+        stream.outlet = None;
         if !stream.finished && !stream.reset {
             self.unconfirmed -= stream.send.unconfirmed();
             stream.start_reset();
@@ -333,10 +351,15 @@ impl Mux {
             return Ok(());
         }
         let had = stream.receive.has_unread();
+        let passed = stream.pass(offset, &bytes);
         let fresh = stream.receive.push(offset, bytes)?;
-        let wake = if !had && stream.receive.has_unread() { stream.reader.take() } else { None };
-        self.bytes_in += fresh;
+        let at_end = stream.receive_end == Some(stream.receive.read_offset());
+        let wake = if (!had && stream.receive.has_unread()) || at_end { stream.reader.take() } else { None };
+        self.bytes_in += passed + fresh;
         self.wakes.extend(wake);
+        if passed > 0 {
+            self.renew_credit(id, now);
+        }
         Ok(())
     }
 

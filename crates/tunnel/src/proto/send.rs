@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::ranges::Ranges;
 
 /// Writes are gathered into chunks of this size.
-const CHUNK_BYTES: usize = 32 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Bytes of one direction, from the first unacknowledged one to the last written one.
 #[derive(Debug, Default)]

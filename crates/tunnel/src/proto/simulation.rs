@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::Core;
 use super::frame::{CloseKind, Frame};
 use super::mux::{FIRST_WINDOW_BYTES, Limits, MAX_STREAMS, Side};
+use super::stream::CHUNK_BYTES;
 use super::world::{HEARTBEAT, Step, World};
 
 fn step() -> impl Strategy<Value = Step> {
@@ -86,7 +87,7 @@ fn an_end_that_grants_much_and_confirms_nothing_makes_the_other_keep_little() {
         core.lose_lane(lane, now);
     }
     let held: u64 = core.mux.streams.values().map(|stream| stream.send.held()).sum();
-    assert!(held > most && held <= most + 32 * 1024 + unsent * 4, "{held} bytes held");
+    assert!(held > most && held <= most + CHUNK_BYTES as u64 + unsent * 4, "{held} bytes held");
 }
 
 #[test]

@@ -8,11 +8,12 @@ use bytes::BytesMut;
 use super::frame;
 use super::lane::Record;
 use super::mux::FIRST_WINDOW_BYTES;
+use super::outlet::Outlet;
 use super::receive::ReceiveBuffer;
 use super::send::SendBuffer;
 
 /// Most bytes of one DATA frame.
-pub(crate) const CHUNK_BYTES: usize = 32 * 1024;
+pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
 /// A stream that sent more than this lately is bulk.
 const SPARSE_BYTES: u64 = 64 * 1024;
 /// So is one with more than this to send at once, or bulk over a slow line would count as the opposite.
@@ -71,6 +72,8 @@ pub(crate) struct StreamState {
     pub(crate) stopped: bool,
     pub(crate) stop_due: bool,
     pub(crate) reader: Option<Waker>,
+    /// Where what comes goes on to at once, while nothing waits before it.
+    pub(crate) outlet: Option<Outlet>,
 
     pub(crate) in_control: bool,
     pub(crate) queued: Queued,
@@ -106,6 +109,7 @@ impl StreamState {
             stopped: false,
             stop_due: false,
             reader: None,
+            outlet: None,
             in_control: false,
             queued: Queued::No,
             lately: 0,
@@ -182,6 +186,15 @@ impl StreamState {
             self.fin_sent = true;
             frame::put_numbers(out, frame::FIN, &[id, self.send.end()]);
             records.push(Record::Fin(id));
+        }
+    }
+
+    /// Hands on what just came, as far as the outlet takes it at once; says how much. What it does not take waits for
+    /// the one who reads, and everything after it.
+    pub(crate) fn pass(&mut self, offset: u64, bytes: &[u8]) -> u64 {
+        match &mut self.outlet {
+            Some(outlet) => self.receive.pass(offset, bytes, |next| outlet.take_now(next)),
+            None => 0,
         }
     }
 

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::lane::Health;
 use super::mux::{Limits, MAX_STREAMS, Outcome, Side};
+use super::stream::CHUNK_BYTES;
 use super::{Core, Received};
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -237,7 +238,7 @@ impl World {
             }
             let unconfirmed: u64 = end.mux.streams.values().map(|stream| stream.send.unconfirmed()).sum();
             assert_eq!(unconfirmed, end.mux.unconfirmed);
-            assert!(unconfirmed < end.mux.limits.max_unconfirmed + 32 * 1024);
+            assert!(unconfirmed < end.mux.limits.max_unconfirmed + CHUNK_BYTES as u64);
             assert!(end.mux.streams.len() <= end.mux.limits.max_open + MAX_STREAMS as usize);
         }
     }

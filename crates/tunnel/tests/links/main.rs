@@ -4,6 +4,7 @@
 mod carry;
 mod door;
 mod house;
+mod passage;
 mod recover;
 mod spread;
 mod way;

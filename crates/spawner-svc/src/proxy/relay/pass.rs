@@ -1,5 +1,6 @@
 //! One request through the relay: find, pass on, hand back.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,15 +12,17 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{self, OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{LINK_WAIT, Relay, Visit};
 use crate::arrivals::routes::Found;
-use crate::arrivals::upstream::{ConnectError, Exchange, Lease, OutBody, SendError, Upstream, told};
+use crate::arrivals::upstream::{
+    ConnectError, Connection, Exchange, Lease, OutBody, SendError, Upstream, told,
+};
 use crate::notable::{About, Refusal as Refused};
 use crate::proxy::body::{RelayBody, drain};
 use crate::proxy::headers::{has_odd_coding, has_token, strip_hop_by_hop, upgrade_wanted};
@@ -38,7 +41,7 @@ const INTERIM_MAX: usize = 100;
 /// How long both ends have to switch protocols once the server has agreed to.
 const SWITCH_WAIT: Duration = Duration::from_secs(10);
 
-/// Buffer of each direction of an upgraded connection.
+/// Buffer of each direction of an upgraded connection to a server of this machine.
 const SWITCH_BUFFER_BYTES: usize = 16 * 1024;
 
 const NOT_ANSWERING: &str = "Your server is not answering";
@@ -324,10 +327,27 @@ impl Switch {
             Err(_) => return tracing::debug!("an upgrade was not finished in time"),
         };
         drop(lease); // its task has handed the connection over
-        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-        let size = SWITCH_BUFFER_BYTES;
-        if let Err(error) = copy_bidirectional_with_sizes(&mut client, &mut server, size, size).await {
+        if let Err(error) = join(TokioIo::new(client), server).await {
             tracing::debug!(%error, "an upgraded connection broke");
+        }
+    }
+}
+
+async fn join(mut client: TokioIo<Upgraded>, server: Upgraded) -> io::Result<()> {
+    let upgrade::Parts { io, read_buf, .. } = match server.downcast::<TokioIo<Connection>>() {
+        Ok(parts) => parts,
+        Err(_) => return Err(io::Error::other("a server was reached by an unknown way")),
+    };
+    // What the server said right after its 101.
+    client.write_all(&read_buf).await?;
+    match io.into_inner() {
+        Connection::Link(stream) => {
+            let (from, to) = tokio::io::split(client);
+            stream.carry(from, to).await
+        }
+        mut near => {
+            let size = SWITCH_BUFFER_BYTES;
+            copy_bidirectional_with_sizes(&mut client, &mut near, size, size).await.map(|_| ())
         }
     }
 }
