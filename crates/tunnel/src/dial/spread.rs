@@ -17,8 +17,9 @@ const LOOK_BUSY: Duration = Duration::from_millis(500);
 const LOOK_IDLE: Duration = Duration::from_secs(2);
 /// Bulk that lasts for so many looks gets its first lanes.
 const BUSY_LOOKS: u32 = 2;
-/// Lanes that are added at one time.
-const STEP: usize = 3;
+/// Lanes that are added at first. Where they carry more, all others follow at once: from there on the difference that
+/// lanes make is a large one, and no noise is taken for it.
+const FIRST: usize = 3;
 /// A lane needs so long to show what it carries.
 const SETTLE: Duration = Duration::from_secs(1);
 /// More lanes must carry more by this part to be kept.
@@ -104,14 +105,15 @@ impl Spread {
                 self.before = None;
                 self.not_before = now + NO_HELP;
                 // The last lanes were no help; if the first ones were none, bulk keeps a lane apart from small things.
-                self.wanted = self.wanted.saturating_sub(STEP).max(2).max(self.least);
+                let first = self.least + FIRST;
+                self.wanted = if self.wanted > first { first } else { self.least.max(2) };
             }
         }
     }
 
     fn grow(&mut self, rate: f64) {
         self.before = (self.wanted < self.most).then_some(rate);
-        self.wanted = (self.wanted + STEP).min(self.most);
+        self.wanted = if self.wanted == self.least { (self.least + FIRST).min(self.most) } else { self.most };
         self.settled = None;
     }
 }
