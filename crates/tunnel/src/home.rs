@@ -41,7 +41,8 @@ pub struct HomeConfig {
     pub software: String,
     /// How long a cut may last that a link survives; it waits a twelfth longer for its agent's handshake.
     pub resume_for: Duration,
-    /// Handshakes at one time, a quarter of them from one address; beyond that a dialler hears 503 with `Retry-After`.
+    /// Handshakes at one time, a quarter of them from one address. Three times as many wait for at most 5 s; a dialler
+    /// beyond that, or that waited in vain, hears 503 with `Retry-After`.
     pub max_handshakes: usize,
     /// One deadline over upgrade, handshake and the gate's answer.
     pub handshake_for: Duration,
@@ -63,7 +64,7 @@ impl Default for HomeConfig {
         HomeConfig {
             software: format!("glidepath-tunnel/{}", env!("CARGO_PKG_VERSION")),
             resume_for: Duration::from_secs(60),
-            max_handshakes: 256,
+            max_handshakes: 1024,
             handshake_for: Duration::from_secs(10),
             heartbeat: Duration::from_secs(5),
             max_links: 20_000,
@@ -271,11 +272,15 @@ impl Home {
             }
         };
         // One place from here to the verdict; the head of a request costs nothing worth limiting here.
-        let place = self.handshakes.take(peer);
-        if place.is_none() || self.leaving.is_cancelled() {
+        let place = tokio::select! {
+            biased;
+            () = self.leaving.cancelled() => None,
+            place = self.handshakes.take(peer) => place,
+        };
+        if place.is_none() {
             let header = format!("Retry-After: {}\r\n", self.config.retry_after.as_secs().max(1));
             let sentence = "this home takes no more links at this moment";
-            if place.is_none() {
+            if !self.leaving.is_cancelled() {
                 self.gate.turned_away(peer, TurnedAway::Full, sentence);
             }
             upgrade::refuse(&mut io, "503 Service Unavailable", &header, sentence).await?;
