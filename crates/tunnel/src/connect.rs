@@ -1,5 +1,5 @@
-//! One dial: TCP, the proxy's CONNECT, TLS, the WebSocket upgrade, the handshake. One try, no repetition, no
-//! deadline: both are the caller's.
+//! One dial in two halves: TCP and the proxy's CONNECT; then TLS, the WebSocket upgrade, the handshake. One try, no
+//! repetition, no deadline: both are the caller's.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -122,15 +122,8 @@ impl Way {
         }
     }
 
-    /// Dials once. May be dropped half way.
-    pub(crate) async fn dial(&self, session: [u8; 16]) -> Result<Established, Failed> {
-        let io = self.connect().await?;
-        let mut socket = self.upgrade(io).await?;
-        let (welcome, about) = self.shake_hands(&mut socket, session).await?;
-        Ok(Established { socket, welcome, about })
-    }
-
-    async fn connect(&self) -> Result<Box<dyn Io>, Failed> {
+    /// The first half of a dial: a connection to home's port. Home has done nothing for it yet. May be dropped half way.
+    pub(crate) async fn connect(&self) -> Result<TcpStream, Failed> {
         let (host, port) = match &self.proxy {
             Some(proxy) => (proxy.host.as_str(), proxy.port),
             None => (self.host.as_str(), self.port),
@@ -143,13 +136,21 @@ impl Way {
         if let Some(proxy) = &self.proxy {
             proxy::connect(&mut tcp, proxy, &self.authority()).await?;
         }
-        match &self.tls {
-            None => Ok(Box::new(tcp)),
+        Ok(tcp)
+    }
+
+    /// The second half: makes a lane of that connection. May be dropped half way.
+    pub(crate) async fn meet(&self, tcp: TcpStream, session: [u8; 16]) -> Result<Established, Failed> {
+        let io: Box<dyn Io> = match &self.tls {
+            None => Box::new(tcp),
             Some((client, name)) => {
                 let tls = TlsConnector::from(Arc::clone(client)).connect(name.clone(), Gulp::new(tcp)).await;
-                Ok(Box::new(tls.map_err(|error| format!("TLS with home failed: {error}"))?))
+                Box::new(tls.map_err(|error| format!("TLS with home failed: {error}"))?)
             }
-        }
+        };
+        let mut socket = self.upgrade(io).await?;
+        let (welcome, about) = self.shake_hands(&mut socket, session).await?;
+        Ok(Established { socket, welcome, about })
     }
 
     async fn upgrade(&self, mut io: Box<dyn Io>) -> Result<WebSocket<Box<dyn Io>>, Failed> {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -19,7 +20,7 @@ use crate::proto::mux::{Limits, Side};
 mod pace;
 mod spread;
 
-use pace::Pace;
+use pace::{ANSWER_WITHIN, Pace};
 use spread::Spread;
 
 /// Lanes that a dialler may be asked to keep.
@@ -183,11 +184,17 @@ impl Dialer {
     }
 }
 
+/// What one half of a dial came to.
+enum Half {
+    Connected(Result<TcpStream, Failed>),
+    Met(Result<Established, Failed>),
+}
+
 /// A dialler at work.
 struct Work {
     dialer: Dialer,
     state: watch::Receiver<LinkState>,
-    dials: JoinSet<(Arc<Session>, Result<Established, Failed>)>,
+    dials: JoinSet<(Arc<Session>, Half)>,
     /// The session that they name.
     dials_of: [u8; 16],
     carried: JoinSet<LaneEnd>,
@@ -237,8 +244,8 @@ impl Work {
             tokio::select! {
                 Some(ended) = self.carried.join_next() => self.on_lane_end(ended),
                 Some(dialled) = self.dials.join_next() => {
-                    if let Ok((session, dialled)) = dialled
-                        && let Some(end) = self.on_dialled(session, dialled)
+                    if let Ok((session, half)) = dialled
+                        && let Some(end) = self.on_half(&session, half)
                     {
                         return end;
                     }
@@ -278,6 +285,7 @@ impl Work {
     fn drop_dials(&mut self) {
         self.dials.abort_all();
         self.dials.detach_all();
+        self.pace.none_stands();
     }
 
     fn dial(&mut self, session: Arc<Session>) {
@@ -285,34 +293,57 @@ impl Work {
         self.dialer.link.note_dial();
         let way = Arc::clone(&self.dialer.way);
         self.dials.spawn(async move {
-            let dialled = timeout(limit, way.dial(session.id)).await;
-            let late = || Err(Failed::Trouble(format!("home did not answer within {} s", limit.as_secs())));
-            (session, dialled.unwrap_or_else(|_| late()))
+            let connected = timeout(limit, way.connect()).await;
+            let late = |_| Err(Failed::Trouble(format!("home was not reached within {} s", limit.as_secs())));
+            (session, Half::Connected(connected.unwrap_or_else(late)))
         });
     }
 
-    fn on_dialled(&mut self, session: Arc<Session>, dialled: Result<Established, Failed>) -> Option<DialEnd> {
+    fn meet(&mut self, session: Arc<Session>, tcp: TcpStream) {
+        self.pace.stands(Instant::now());
+        let way = Arc::clone(&self.dialer.way);
+        self.dials.spawn(async move {
+            let met = timeout(ANSWER_WITHIN, way.meet(tcp, session.id)).await;
+            let limit = ANSWER_WITHIN.as_secs();
+            let late = |_| Err(Failed::Trouble(format!("home did not answer within {limit} s")));
+            (session, Half::Met(met.unwrap_or_else(late)))
+        });
+    }
+
+    fn on_half(&mut self, session: &Arc<Session>, half: Half) -> Option<DialEnd> {
+        match half {
+            Half::Connected(Ok(tcp)) => self.meet(Arc::clone(session), tcp),
+            Half::Met(Ok(established)) => self.on_established(session, established),
+            Half::Connected(Err(failed)) => return self.on_failed(failed),
+            Half::Met(Err(failed)) => {
+                self.pace.none_stands();
+                return self.on_failed(failed);
+            }
+        }
+        None
+    }
+
+    fn on_failed(&mut self, failed: Failed) -> Option<DialEnd> {
         let link = &self.dialer.link;
-        match dialled {
-            Ok(established) => self.on_established(&session, established),
-            Err(Failed::Refused(Refused { after: None, sentence })) => {
+        match failed {
+            Failed::Refused(Refused { after: None, sentence }) => {
                 link.set_closed(&sentence);
                 return Some(DialEnd::Refused(sentence));
             }
-            Err(Failed::Refused(Refused { after: Some(after), sentence })) => {
+            Failed::Refused(Refused { after: Some(after), sentence }) => {
                 info!(reason = sentence, after_s = after.as_secs(), "home asks to come again later");
                 link.set_trouble(Some(sentence));
                 self.pace.stay_away(Instant::now(), after);
                 self.drop_dials();
             }
-            Err(Failed::Nobody(sentence)) => {
+            Failed::Nobody(sentence) => {
                 debug!(reason = sentence, "nobody listens at home");
                 link.set_trouble(Some(sentence));
                 if self.home_closed {
                     self.give_up("home is not there: its process has ended");
                 }
             }
-            Err(Failed::Trouble(sentence)) => {
+            Failed::Trouble(sentence) => {
                 debug!(reason = sentence, "a dial came to nothing");
                 link.set_trouble(Some(sentence));
             }

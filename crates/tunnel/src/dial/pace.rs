@@ -1,18 +1,30 @@
 //! When to dial and how long each dial may take. Given the time; no clock.
+//!
+//! Two silences look alike at first and want the opposite. A hole swallows what is sent: then a connection comes about
+//! only after it has ended, at the next dial, so dials are frequent and soon given up. A home to which thousands come
+//! back at once lets them connect and answers late: there each dial that is given up is one more for which it works in
+//! vain, until it works for nobody else. What tells them apart is a connection that stands.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A silence is young for so long: a dial every half second, each given up after two.
+/// A silence is young for so long: a dial every half second, each given up after two unless home's port is reached.
 const YOUNG: Duration = Duration::from_secs(90);
 const DIAL_EVERY: Duration = Duration::from_millis(500);
 const QUICK_DIAL: Duration = Duration::from_secs(2);
 /// But for one in so many, when the first quick ones came to nothing: a way of long round trips needs more time.
 const PATIENT_EVERY: u32 = 32;
 const FIRST_PATIENT: u32 = 4;
-/// Dials at one time: four quick ones and a patient one.
-const MAX_DIALS: usize = 5;
+/// A connection that stands has so long for TLS and the handshake.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// And so long before another dial is begun beside it, as a hole may have begun after it came to stand. TCP sends again
+/// what such a hole swallowed, 0.2, 0.6 and 1.4 s later; beyond that it is slower than the next dial.
+const LET_ANSWER: Duration = Duration::from_secs(2);
+/// Each further connection that stands shows that the way is open, and doubles that, to at most this.
+const MAX_LET_ANSWER: Duration = Duration::from_secs(8);
+/// Dials at one time: four quick ones, a patient one, and as many that stand as begin within `ANSWER_WITHIN`.
+const MAX_DIALS: usize = 9;
 /// After that: ever less often, each with more time.
 const SLOW_DIAL: Duration = Duration::from_secs(15);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -24,6 +36,9 @@ pub(super) struct Pace {
     silent_since: Option<Instant>,
     next: Instant,
     not_before: Instant,
+    /// Until when a connection that stands keeps other dials back.
+    stands_until: Option<Instant>,
+    let_answer: Duration,
     backoff: Duration,
     /// Dials of this silence.
     dials: u32,
@@ -31,7 +46,15 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Pace { silent_since: Some(now), next: now, not_before: now, backoff: FIRST_BACKOFF, dials: 0 }
+        Pace {
+            silent_since: Some(now),
+            next: now,
+            not_before: now,
+            stands_until: None,
+            let_answer: LET_ANSWER,
+            backoff: FIRST_BACKOFF,
+            dials: 0,
+        }
     }
 
     /// How many lanes are good at this moment, and how many are wanted.
@@ -48,6 +71,8 @@ impl Pace {
                 self.silent_since = Some(now);
                 self.backoff = FIRST_BACKOFF;
                 self.dials = 0;
+                self.stands_until = None;
+                self.let_answer = LET_ANSWER;
                 self.next = now.max(self.not_before);
             }
             _ => {}
@@ -56,7 +81,21 @@ impl Pace {
 
     /// When the next dial may begin, while so many are under way; `None`: not before one of them has ended.
     pub(super) fn due(&self, under_way: usize) -> Option<Instant> {
-        (under_way < MAX_DIALS).then_some(self.next)
+        let due = self.stands_until.map_or(self.next, |until| until.max(self.next));
+        (under_way < MAX_DIALS).then_some(due)
+    }
+
+    /// A dial has reached home's port, and waits for what home says. Lanes beside a good one have a pace of their own.
+    pub(super) fn stands(&mut self, now: Instant) {
+        if self.silent_since.is_some() {
+            self.stands_until = Some(now + self.let_answer.mul_f64(rand::random_range(0.8..1.2)));
+            self.let_answer = (self.let_answer * 2).min(MAX_LET_ANSWER);
+        }
+    }
+
+    /// What stood came to nothing: the next dial begins when it would have without it.
+    pub(super) fn none_stands(&mut self) {
+        self.stands_until = None;
     }
 
     /// A lane came up: the next one that is wanted is dialled soon.
@@ -161,9 +200,33 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         let limits: Vec<Duration> = (0..MAX_DIALS).map(|_| pace.dialled(start)).collect();
-        assert_eq!(limits.iter().sum::<Duration>(), SECOND * (4 * 2 + 15));
+        assert_eq!(limits.iter().sum::<Duration>(), SECOND * (8 * 2 + 15));
         assert!(pace.due(MAX_DIALS - 1).is_some());
         assert_eq!(pace.due(MAX_DIALS), None, "a moment in the past would be waited for without end");
+    }
+
+    #[test]
+    fn a_connection_that_stands_keeps_others_back_ever_longer_until_it_comes_to_nothing() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        pace.note(0, 1, start);
+        pace.dialled(start);
+        let planned = pace.due(1).unwrap();
+        assert!(planned <= start + SECOND * 6 / 10);
+        for let_answer in [2.0, 4.0, 8.0, 8.0] {
+            pace.stands(start);
+            let kept_back = (pace.due(1).unwrap() - start).as_secs_f64();
+            assert!((let_answer * 0.8..=let_answer * 1.2).contains(&kept_back), "{kept_back} s");
+        }
+        pace.none_stands();
+        assert_eq!(pace.due(0), Some(planned), "as if it had not been");
+
+        pace.stands(start);
+        pace.note(1, 1, start);
+        pace.note(0, 1, start + SECOND);
+        assert_eq!(pace.due(0), Some(start + SECOND), "a new silence waits for nothing");
+        pace.stands(start + SECOND);
+        assert!(pace.due(1).unwrap() <= start + SECOND * 34 / 10);
     }
 
     #[test]

@@ -132,10 +132,10 @@ async fn a_dialler_stays_away_as_long_as_retry_after_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_home_that_answers_nothing_is_dialled_every_half_second_and_each_dial_given_up() {
+async fn a_home_that_lets_connect_and_answers_nothing_is_dialled_now_and_then_and_no_dial_is_given_up_soon() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/link", listener.local_addr().unwrap());
-    let agent = Agent::dial(config(&url, "ticket-ada"));
+    let _agent = Agent::dial(config(&url, "ticket-ada"));
     let (mut dials, mut given_up) = (0, tokio::task::JoinSet::new());
     let accept = async {
         while let Ok((mut tcp, _)) = listener.accept().await {
@@ -148,11 +148,10 @@ async fn a_home_that_answers_nothing_is_dialled_every_half_second_and_each_dial_
         }
     };
     let _ = tokio::time::timeout(Duration::from_secs(5), accept).await;
-    // At most 0.6 s between two, at least 0.4 s.
-    assert!((7..=13).contains(&dials), "{dials} dials in 5 s");
+    // Home works for each of them: the first has 1.6 to 2.4 s to itself, the first two twice that.
+    assert_eq!(dials, 2, "dials in 5 s");
     let first = soon("the first dial's end", given_up.join_next()).await.unwrap().unwrap();
-    assert!((Duration::from_millis(1_800)..Duration::from_secs(4)).contains(&first), "{first:?}");
-    assert!(agent.link.trouble().is_some_and(|trouble| trouble.contains("within 2 s")));
+    assert!((Duration::from_secs(14)..Duration::from_secs(17)).contains(&first), "{first:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
