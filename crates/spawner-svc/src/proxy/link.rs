@@ -142,9 +142,8 @@ struct Doorman {
 }
 
 impl Doorman {
-    /// A site of a thousand agents behind one address that all dial at once, twice a second each, comes in within
-    /// seconds.
-    const RATE: Rate = Rate { burst: 2000.0, per_s: 200.0 };
+    /// A site of five thousand agents behind one address that all dial at once, two times each, comes in within seconds.
+    const RATE: Rate = Rate { burst: 10_000.0, per_s: 500.0 };
     /// Addresses remembered at a time; full buckets are forgotten first.
     const ADDRESSES_MAX: usize = 16_384;
 
@@ -177,8 +176,8 @@ mod tests {
         let mut doorman = Doorman::default();
         let now = Instant::now();
         let (noisy, calm) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let came_in = (0..5000).filter(|_| doorman.lets_in(noisy, now)).count();
-        assert_eq!(came_in, 2000);
+        let came_in = (0..20_000).filter(|_| doorman.lets_in(noisy, now)).count();
+        assert_eq!(came_in, 10_000);
         assert!(doorman.lets_in(calm, now));
         assert!(doorman.lets_in(noisy, now + Duration::from_secs(1)));
     }
