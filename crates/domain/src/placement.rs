@@ -3,6 +3,8 @@
 //! In: a checked request, what every site is and can take now, and the operator's policy. Out: a verdict with a
 //! sentence per site, best first. Pure: no clock, no network, no store. Who asks the sites is `spawn`.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::names::SiteName;
@@ -15,7 +17,7 @@ use crate::site::{Access, GpuKind, Health, Home, Site, Snapshot};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     /// As the operator describes it.
-    pub site: Site,
+    pub site: Arc<Site>,
     /// What it said last; `None` when it has not answered yet.
     pub snapshot: Option<Snapshot>,
     /// Servers that this user has there already, waiting ones included, the requested one not.

@@ -291,7 +291,7 @@ fn target(hub: &Hub) -> HubTarget {
 fn setup(config: &SiteConfig, backends: Backends<'_>) -> anyhow::Result<SiteSetup> {
     Ok(SiteSetup {
         backend: backends(config).with_context(|| format!("site {}", config.site.name))?,
-        site: config.site.clone(),
+        site: Arc::new(config.site.clone()),
         listen_on: config.listen_on,
         absence_limit_s: config.absence_limit_s,
         closed: config.closed.clone(),

@@ -20,8 +20,8 @@ use crate::notable::{About, Doubt, Doubting, Notes, Retry};
 /// One site with its backend.
 #[derive(Clone)]
 pub struct SiteSetup {
-    /// As the operator describes it.
-    pub site: Site,
+    /// As the operator describes it; shared with every decision.
+    pub site: Arc<Site>,
     /// Speaks to its batch system.
     pub backend: Arc<dyn Backend>,
     /// Where servers there are told to listen.
@@ -86,6 +86,8 @@ pub struct SiteNow {
     pub setup: SiteSetup,
     /// What it said last, with its health as the service sees it; `None` when it has not answered yet.
     pub snapshot: Option<Snapshot>,
+    /// When it said so.
+    pub taken: Option<Instant>,
 }
 
 /// All sites; cheap to clone.
@@ -241,19 +243,15 @@ impl Sites {
     pub fn all(&self) -> Vec<SiteNow> {
         let heard = self.heard();
         let now = Instant::now();
-        let site_now = |setup: &SiteSetup| SiteNow {
-            setup: setup.clone(),
-            snapshot: heard
-                .get(&setup.site.name)
-                .and_then(|heard| heard.snapshot_at(setup, &self.inner.pace, now)),
+        let site_now = |setup: &SiteSetup| {
+            let heard = heard.get(&setup.site.name);
+            SiteNow {
+                setup: setup.clone(),
+                snapshot: heard.and_then(|heard| heard.snapshot_at(setup, &self.inner.pace, now)),
+                taken: heard.and_then(|heard| heard.snapshot.as_ref().map(|(_, taken)| *taken)),
+            }
         };
         self.inner.sites.iter().map(site_now).collect()
-    }
-
-    /// When the snapshot of this site was taken that [`Sites::all`] shows.
-    #[must_use]
-    pub fn snapshot_taken(&self, name: &SiteName) -> Option<Instant> {
-        self.heard().get(name).and_then(|heard| heard.snapshot.as_ref().map(|(_, taken)| *taken))
     }
 
     fn heard(&self) -> MutexGuard<'_, HashMap<SiteName, Heard>> {
@@ -327,7 +325,7 @@ mod tests {
 
     fn setup(name: &str, backend: &FakeBackend) -> SiteSetup {
         SiteSetup {
-            site: Site {
+            site: Arc::new(Site {
                 name: SiteName::parse(name).unwrap(),
                 title: name.to_owned(),
                 labels: BTreeMap::new(),
@@ -338,7 +336,7 @@ mod tests {
                 access: Access::Everyone,
                 home: Home::Kept,
                 preference: 0,
-            },
+            }),
             backend: backend.shared(),
             listen_on: ListenOn::UnixSocket,
             absence_limit_s: None,

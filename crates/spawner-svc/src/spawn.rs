@@ -9,6 +9,7 @@ mod diary;
 mod driver;
 mod events;
 mod launch;
+mod places;
 mod record;
 mod session;
 mod shared;
@@ -31,7 +32,7 @@ use glidepath_domain::placement::{Policy, Verdict};
 use glidepath_domain::request::SpawnRequest;
 use glidepath_domain::run::{Deadlines, Effect, Event, Run, State};
 use secrecy::SecretString;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch as latest};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch as latest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -229,6 +230,8 @@ impl Spawner {
     /// Reads what lives from the store, so that every view can be given at once. Nothing is done yet.
     pub async fn load(parts: Parts) -> Result<(Self, SpawnerTask), StoreError> {
         let turn = |setup: &SiteSetup| (setup.site.name.clone(), Arc::new(Semaphore::new(SUBMITS_AT_ONCE)));
+        let looks =
+            parts.sites.setups().iter().map(|setup| (setup.site.name.clone(), Notify::new())).collect();
         let submits = parts.sites.setups().iter().map(turn).collect();
         let shared = Arc::new(Shared {
             store: parts.store,
@@ -240,7 +243,7 @@ impl Spawner {
             book: Mutex::default(),
             turns: Mutex::default(),
             submits,
-            changes: latest::Sender::new(0),
+            looks,
             drivers: TaskTracker::new(),
             stop: CancellationToken::new(),
         });

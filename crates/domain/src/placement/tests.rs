@@ -30,7 +30,7 @@ fn well() -> Snapshot {
 }
 
 fn at(site: Site, snapshot: Snapshot) -> Candidate {
-    Candidate { site, snapshot: Some(snapshot), servers_of_user: 0 }
+    Candidate { site: site.into(), snapshot: Some(snapshot), servers_of_user: 0 }
 }
 
 fn waiting(name: &str, wait_s: Option<u32>) -> Candidate {
@@ -167,7 +167,7 @@ fn health_decides_who_is_asked_and_silence_does_not_exclude() {
         sentence,
         "Does not answer at present (no answersince 12:00); your server can be tried there."
     );
-    let silent = Candidate { site: site("far"), snapshot: None, servers_of_user: 0 };
+    let silent = Candidate { site: site("far").into(), snapshot: None, servers_of_user: 0 };
     assert!(said(&request(), silent).0);
 }
 
@@ -195,11 +195,11 @@ fn a_known_short_wait_beats_an_unknown_one_and_that_beats_days() {
 #[test]
 fn preference_decides_among_like_waits_then_kept_files_then_free_slots() {
     let mut liked = waiting("liked", Some(20));
-    liked.site.preference = 1;
+    Arc::make_mut(&mut liked.site).preference = 1;
     let free =
         |name, free| at(site(name), Snapshot { free_slots: Some(free), predicted_wait_s: Some(1), ..well() });
     let mut scratch = free("scratch", 400);
-    scratch.site.home = Home::Scratch;
+    Arc::make_mut(&mut scratch.site).home = Home::Scratch;
     let candidates = [free("few", 2), scratch, free("many", 90), liked, waiting("slow", Some(4000))];
     let verdicts = choose(&request(), &candidates, &Policy::default());
     assert_eq!(names(&verdicts), ["liked", "many", "few", "scratch", "slow"]);
@@ -265,7 +265,7 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
     let rest = (prop::collection::vec(gpu, 0..3), access, limits, any::<i32>(), 0..5_u32);
     ("[a-z]{1,3}", prop::option::of(snapshot), rest).prop_map(
         |(name, snapshot, (gpus, access, limits, preference, servers_of_user))| Candidate {
-            site: Site { gpus, access, limits, preference, ..site(&name) },
+            site: Site { gpus, access, limits, preference, ..site(&name) }.into(),
             snapshot,
             servers_of_user,
         },

@@ -3,7 +3,7 @@
 //! One lock, never held across a wait. Placement counts and reserves under it, so that many starts at once cannot
 //! take more than there is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use glidepath_domain::names::{Attempt, HubName, RunId, ServerKey, SiteName};
@@ -11,11 +11,11 @@ use glidepath_domain::placement::{Candidate, Policy, Verdict, choose};
 use glidepath_domain::request::SpawnRequest;
 use glidepath_domain::run::State;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
 use super::driver::Message;
+use super::places::Places;
 use super::view::RunView;
-use crate::sites::Sites;
+use crate::sites::{SiteNow, Sites};
 
 /// The door of one run's driver.
 #[derive(Clone)]
@@ -34,90 +34,90 @@ pub(super) struct Current {
 struct Active {
     key: ServerKey,
     door: Door,
-    place: Option<Place>,
     /// Attempts that may have something left at a site.
     watched: Vec<(u32, SiteName)>,
     moving: bool,
 }
 
-#[derive(Clone)]
-struct Place {
-    site: SiteName,
-    since: Instant,
+/// Runs that may have something left at one site.
+#[derive(Default)]
+struct AtSite {
+    runs: HashSet<RunId>,
+    moving: usize,
 }
 
-/// What the list loop of a site needs to know.
-pub(super) struct Watched {
-    pub(super) attempts: Vec<(Attempt, Door)>,
-    pub(super) moving: bool,
+/// How often a site should be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Something starts or ends there.
+    Moving,
+    /// Something is there.
+    Calm,
+    /// Nothing is.
+    Idle,
 }
 
 #[derive(Default)]
 pub(super) struct Book {
     active: HashMap<RunId, Active>,
+    /// The same runs by site: each site's list loop asks for its own alone.
+    at: HashMap<SiteName, AtSite>,
     /// Grows with the servers that ever were; each entry is one view.
     current: HashMap<ServerKey, Current>,
-    /// Places of starts that are not written down yet.
-    reserved: HashMap<RunId, (ServerKey, Place)>,
+    /// Of runs that live, and of starts that are not written down yet.
+    places: Places,
 }
 
 impl Book {
     /// Ranks the sites for this request as they stand, places taken since their snapshots counted in.
     pub(super) fn verdicts(&self, request: &SpawnRequest, sites: &Sites, policy: &Policy) -> Vec<Verdict> {
-        let candidates: Vec<Candidate> = sites
-            .all()
-            .into_iter()
-            .map(|now| {
-                let name = &now.setup.site.name;
-                let taken = sites.snapshot_taken(name);
-                let mut here = 0_u32;
-                let mut fresh = 0_u32;
-                let mut of_user = 0_u32;
-                for (key, place) in self.places().filter(|(_, place)| place.site == *name) {
-                    here += 1;
-                    fresh += u32::from(taken.is_none_or(|taken| place.since >= taken));
-                    of_user += u32::from(key.hub == request.key.hub && key.user == request.key.user);
+        let candidate = |now: SiteNow| {
+            let (mut here, mut fresh, mut of_user) = (0_u32, 0_u32, 0_u32);
+            for held in self.places.at(&now.setup.site.name) {
+                here += 1;
+                fresh += u32::from(now.taken.is_none_or(|taken| held.since >= taken));
+                of_user += u32::from(held.is_of_user(&request.key));
+            }
+            let snapshot = now.snapshot.map(|mut snapshot| {
+                snapshot.servers = snapshot.servers.max(here);
+                if let Some(free) = &mut snapshot.free_slots {
+                    snapshot.waiting += fresh.saturating_sub(*free);
+                    *free = free.saturating_sub(fresh);
                 }
-                let snapshot = now.snapshot.map(|mut snapshot| {
-                    snapshot.servers = snapshot.servers.max(here);
-                    if let Some(free) = &mut snapshot.free_slots {
-                        snapshot.waiting += fresh.saturating_sub(*free);
-                        *free = free.saturating_sub(fresh);
-                    }
-                    snapshot
-                });
-                Candidate { site: now.setup.site, snapshot, servers_of_user: of_user }
-            })
-            .collect();
+                snapshot
+            });
+            Candidate { site: now.setup.site, snapshot, servers_of_user: of_user }
+        };
+        let candidates: Vec<Candidate> = sites.all().into_iter().map(candidate).collect();
         choose(request, &candidates, policy)
     }
 
     /// Takes a place for a start that is about to be written down.
     pub(super) fn reserve(&mut self, run: RunId, key: &ServerKey, site: &SiteName) {
-        self.reserved.insert(run, (key.clone(), Place { site: site.clone(), since: Instant::now() }));
+        self.places.take(run, key, site);
     }
 
-    /// Gives the place of a start back that came to nothing.
+    /// Gives the place of a start back, unless its run has begun.
     pub(super) fn release(&mut self, run: RunId) {
-        self.reserved.remove(&run);
+        if !self.active.contains_key(&run) {
+            self.places.give_back(run);
+        }
     }
 
     /// Whether this run, which has no place there yet, may take one without breaking a limit. Takes it if so.
     pub(super) fn take_place(&mut self, run: RunId, name: &SiteName, sites: &Sites) -> bool {
         let Some(active) = self.active.get(&run) else { return false };
-        if active.place.as_ref().is_some_and(|place| place.site == *name) {
+        if self.places.of(run) == Some(name) {
             return true;
         }
         let Some(setup) = sites.get(name) else { return false };
-        let others = || self.places().filter(|(_, place)| place.site == *name);
-        let same_user = |key: &ServerKey| key.hub == active.key.hub && key.user == active.key.user;
-        let here = others().count();
-        let of_user = others().filter(|(key, _)| same_user(key)).count();
+        let here = self.places.at(name).count();
+        let of_user = self.places.at(name).filter(|held| held.is_of_user(&active.key)).count();
         let within = |count: usize, limit: Option<u32>| limit.is_none_or(|limit| count < limit as usize);
         let limits = &setup.site.limits;
         let fits = within(here, limits.servers) && within(of_user, limits.servers_per_user);
-        if fits && let Some(active) = self.active.get_mut(&run) {
-            active.place = Some(Place { site: name.clone(), since: Instant::now() });
+        if fits {
+            self.places.take(run, &active.key, name);
         }
         fits
     }
@@ -131,12 +131,15 @@ impl Book {
         views: watch::Receiver<Arc<RunView>>,
         site: Option<SiteName>,
     ) {
-        let place = self.reserved.remove(&door.run).map(|(_, place)| place);
-        let place = place.or_else(|| site.map(|site| Place { site, since: Instant::now() }));
-        let watched = place.iter().map(|place| (view.attempt.unwrap_or(1), place.site.clone())).collect();
         let (run, key) = (door.run, view.key.clone());
-        let active = Active { key, door, place, watched, moving: true };
-        self.active.insert(run, active);
+        match &site {
+            Some(site) if self.places.of(run) == Some(site) => {} // reserved, with the time at which it was
+            Some(site) => self.places.take(run, &key, site),
+            None => self.places.give_back(run),
+        }
+        let watched = site.map(|site| (view.attempt.unwrap_or(1), site)).into_iter().collect();
+        let active = Active { key, door, watched, moving: true };
+        self.put(run, active);
         self.show(Arc::new(view), spawn_id, views);
     }
 
@@ -162,12 +165,13 @@ impl Book {
         moving: bool,
     ) -> bool {
         let mut wakes = false;
-        if let Some(active) = self.active.get_mut(&view.run) {
+        if let Some(mut active) = self.take_out(view.run) {
             if site.is_none() {
-                active.place = None; // one at another site is taken by `take_place`, within that site's limits
+                self.places.give_back(view.run); // one at another site is taken by `take_place`, within its limits
             }
             wakes = moving && (!active.moving || active.watched != watched);
             (active.watched, active.moving) = (watched, moving);
+            self.put(view.run, active);
         }
         if let Some(current) = self.current.get_mut(&view.key).filter(|current| current.view.run == view.run)
         {
@@ -178,7 +182,31 @@ impl Book {
 
     /// A run is settled: nobody drives it any more.
     pub(super) fn close(&mut self, run: RunId) {
-        self.active.remove(&run);
+        self.take_out(run);
+        self.places.give_back(run);
+    }
+
+    /// Enters a run, in the place of what was entered of it before.
+    fn put(&mut self, run: RunId, active: Active) {
+        self.take_out(run);
+        for (_, site) in &active.watched {
+            let at = self.at.entry(site.clone()).or_default();
+            if at.runs.insert(run) {
+                at.moving += usize::from(active.moving);
+            }
+        }
+        self.active.insert(run, active);
+    }
+
+    fn take_out(&mut self, run: RunId) -> Option<Active> {
+        let active = self.active.remove(&run)?;
+        for (_, site) in &active.watched {
+            let Some(at) = self.at.get_mut(site) else { continue };
+            if at.runs.remove(&run) {
+                at.moving -= usize::from(active.moving);
+            }
+        }
+        Some(active)
     }
 
     pub(super) fn current(&self, key: &ServerKey) -> Option<&Current> {
@@ -196,15 +224,23 @@ impl Book {
         views
     }
 
-    pub(super) fn watched(&self, site: &SiteName) -> Watched {
-        let mut watched = Watched { attempts: Vec::new(), moving: false };
-        for (run, active) in &self.active {
-            for (number, _) in active.watched.iter().filter(|(_, at)| at == site) {
-                watched.attempts.push((Attempt { run: *run, number: *number }, active.door.clone()));
-                watched.moving |= active.moving;
-            }
+    /// What may be left at this site, with whose it is.
+    pub(super) fn watched(&self, site: &SiteName) -> Vec<(Attempt, Door)> {
+        let runs = self.at.get(site).into_iter().flat_map(|at| &at.runs);
+        let active = runs.filter_map(|run| Some((run, self.active.get(run)?)));
+        let attempts = active.flat_map(|(run, active)| {
+            let here = active.watched.iter().filter(|(_, at)| at == site);
+            here.map(|(number, _)| (Attempt { run: *run, number: *number }, active.door.clone()))
+        });
+        attempts.collect()
+    }
+
+    pub(super) fn need(&self, site: &SiteName) -> Need {
+        match self.at.get(site) {
+            Some(at) if at.moving > 0 => Need::Moving,
+            Some(at) if !at.runs.is_empty() => Need::Calm,
+            _ => Need::Idle,
         }
-        watched
     }
 
     pub(super) fn lives_of_user(&self, key: &ServerKey) -> bool {
@@ -223,9 +259,100 @@ impl Book {
         }
         counts
     }
+}
 
-    fn places(&self) -> impl Iterator<Item = (&ServerKey, &Place)> {
-        let active = self.active.values().filter_map(|active| Some((&active.key, active.place.as_ref()?)));
-        active.chain(self.reserved.values().map(|(key, place)| (key, place)))
+#[cfg(test)]
+mod tests {
+    use glidepath_domain::names::{ServerName, UserName};
+    use glidepath_domain::policy::Granted;
+    use glidepath_domain::run::{Life, Moment};
+
+    use super::*;
+
+    /// The book with one run, as its driver entered it.
+    struct Entered {
+        book: Book,
+        view: Arc<RunView>,
+    }
+
+    impl Entered {
+        fn at(name: &str) -> Self {
+            let user = UserName::parse("ada").unwrap();
+            let hub = HubName::parse("main").unwrap();
+            let key = ServerKey { hub, user, server: ServerName::default() };
+            let view = Arc::new(RunView {
+                key,
+                run: RunId::after(None, 1, 1),
+                attempt: Some(1),
+                state: State::Queued,
+                life: Life::Alive,
+                site: Some(site(name)),
+                message: String::new(),
+                progress: 0,
+                queue_position: None,
+                predicted_wait_s: None,
+                end: None,
+                verdicts: Vec::new(),
+                requested_at: Moment(0),
+                since: Moment(0),
+                usage: None,
+                walltime_s: 0,
+                lives_until: None,
+                granted: Granted::default(),
+                near_ends: Vec::new(),
+            });
+            let mut entered = Self { book: Book::default(), view };
+            entered.opens(name);
+            entered
+        }
+
+        fn opens(&mut self, name: &str) {
+            let door = Door { run: self.view.run, mailbox: mpsc::channel(1).0 };
+            let views = watch::channel(Arc::clone(&self.view)).1;
+            let view = RunView::clone(&self.view);
+            self.book.open(door, view, "spawn".to_owned(), views, Some(site(name)));
+        }
+
+        fn moves(&mut self, at: &[(u32, &str)], moving: bool) -> bool {
+            let watched = at.iter().map(|(number, name)| (*number, site(name))).collect();
+            self.book.update(&self.view, Some(&site(at[0].1)), watched, moving)
+        }
+
+        fn needs(&self, names: [&str; 2]) -> [Need; 2] {
+            names.map(|name| self.book.need(&site(name)))
+        }
+    }
+
+    fn site(name: &str) -> SiteName {
+        SiteName::parse(name).unwrap()
+    }
+
+    #[test]
+    fn a_site_is_looked_at_for_what_may_be_left_there() {
+        let mut run = Entered::at("here");
+        assert_eq!(run.needs(["here", "there"]), [Need::Moving, Need::Idle]);
+        assert!(!run.moves(&[(1, "here")], false));
+        assert_eq!(run.needs(["here", "there"]), [Need::Calm, Need::Idle]);
+        assert!(run.moves(&[(1, "here"), (2, "there"), (3, "there")], true));
+        assert_eq!(run.needs(["here", "there"]), [Need::Moving, Need::Moving]);
+        assert_eq!(run.book.watched(&site("there")).len(), 2);
+        assert!(!run.moves(&[(3, "there")], false));
+        assert_eq!(run.needs(["here", "there"]), [Need::Idle, Need::Calm]);
+        run.book.close(run.view.run);
+        assert_eq!(run.needs(["here", "there"]), [Need::Idle, Need::Idle]);
+    }
+
+    #[test]
+    fn a_run_that_is_taken_up_again_is_counted_once_and_where_it_is() {
+        let mut run = Entered::at("here");
+        run.moves(&[(1, "here")], false);
+        run.opens("there");
+        assert_eq!(run.needs(["here", "there"]), [Need::Idle, Need::Moving]);
+        let places = ["here", "there"].map(|name| run.book.places.at(&site(name)).count());
+        assert_eq!(places, [0, 1]);
+        run.moves(&[(1, "there")], false);
+        run.book.close(run.view.run);
+        assert_eq!(run.needs(["here", "there"]), [Need::Idle, Need::Idle]);
+        assert_eq!(run.book.places.at(&site("there")).count(), 0);
     }
 }

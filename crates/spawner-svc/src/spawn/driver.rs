@@ -137,6 +137,11 @@ impl Driver {
         self.record.run.id
     }
 
+    /// The site that its run takes a place at.
+    pub(super) fn site(&self) -> Option<&SiteName> {
+        self.record.site()
+    }
+
     /// Drives until the run is settled. May be dropped at any time: the store knows how to go on.
     pub(super) async fn run(mut self, first: Vec<Effect>) {
         self.follow(first).await;
@@ -294,10 +299,13 @@ impl Driver {
     /// Writes down what changed, shows it, and does what is asked.
     async fn follow(&mut self, effects: Vec<Effect>) {
         let now = clock::now();
-        let view = self.record.view(now, self.deadlines());
+        let mut view = self.record.view(now, self.deadlines());
         let before = self.views.borrow().clone();
         self.tell_doubts(&view);
-        let told = view_without_usage(&view) != view_without_usage(&before);
+        // What was used is shown and not told.
+        let usage = std::mem::replace(&mut view.usage, before.usage.clone());
+        let told = view != *before;
+        view.usage = usage;
         let hard = !effects.is_empty() || view.state != before.state || view.life != before.life;
         let hard = hard || self.written.is_empty() || !self.stops.is_empty() || self.record.run.is_settled();
         let soft_due = self.soft.is_some_and(|due| Instant::now() >= due);
@@ -348,6 +356,7 @@ impl Driver {
         let left = run.tries.iter().filter(|attempt| !attempt.cleaned);
         let watched: Vec<(u32, SiteName)> =
             left.map(|attempt| (attempt.number, attempt.at.site.clone())).collect();
+        let sites: Vec<SiteName> = watched.iter().map(|(_, site)| site.clone()).collect();
         let wakes =
             self.shared.book().update(&view, self.record.site(), watched, run.is_moving(clock::now()));
         let changed = **self.views.borrow() != *view;
@@ -355,7 +364,7 @@ impl Driver {
             self.views.send_replace(view);
         }
         if wakes {
-            self.shared.look_at_sites();
+            sites.iter().for_each(|site| self.shared.look_at(site));
         }
     }
 
@@ -516,8 +525,4 @@ impl Driver {
     fn deadlines(&self) -> &Deadlines {
         &self.shared.settings.deadlines
     }
-}
-
-fn view_without_usage(view: &RunView) -> RunView {
-    RunView { usage: None, ..view.clone() }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use glidepath_domain::names::{RunId, ServerKey, SiteName};
 use glidepath_domain::run::Effect;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, watch as latest};
+use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, watch as latest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -49,8 +49,8 @@ pub(super) struct Shared {
     /// Starts and stops of one server, one after the other. Only servers with one under way are in it.
     pub(super) turns: Mutex<HashMap<ServerKey, Arc<tokio::sync::Mutex<()>>>>,
     pub(super) submits: HashMap<SiteName, Arc<Semaphore>>,
-    /// Counts up when a site should be looked at soon.
-    pub(super) changes: latest::Sender<u64>,
+    /// Told when a site should be looked at soon.
+    pub(super) looks: HashMap<SiteName, Notify>,
     pub(super) drivers: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -60,8 +60,10 @@ impl Shared {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn look_at_sites(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    pub(super) fn look_at(&self, site: &SiteName) {
+        if let Some(look) = self.looks.get(site) {
+            look.notify_one();
+        }
     }
 
     /// Enters a run into the book and makes its driver, which does nothing yet.
@@ -76,10 +78,12 @@ impl Shared {
 
     pub(super) fn drive(self: &Arc<Self>, driver: Driver, effects: Vec<Effect>) {
         let shared = Arc::clone(self);
-        let stop = self.stop.clone();
+        let (stop, site) = (self.stop.clone(), driver.site().cloned());
         self.drivers
             .spawn(async move { stop.run_until_cancelled(shared.keep_driving(driver, effects)).await });
-        self.look_at_sites();
+        if let Some(site) = site {
+            self.look_at(&site);
+        }
     }
 
     /// Drives a run until it is settled. A driver that broke off is a fault of ours and no end of the run: it is taken

@@ -14,7 +14,7 @@ use glidepath_domain::run::Event;
 use tokio::time::{Instant, timeout};
 
 use super::Shared;
-use super::book::Door;
+use super::book::{Door, Need};
 use super::driver::{MAILBOX, Message};
 use crate::clock;
 use crate::notable::{About, Doubt, Doubting, Repair};
@@ -35,7 +35,6 @@ const KINDLY_FOR: Duration = Duration::from_secs(30);
 
 /// Looks at one site for ever. May be dropped at any time.
 pub(super) async fn site(shared: Arc<Shared>, setup: SiteSetup) {
-    let mut changes = shared.changes.subscribe();
     let mut orphans = HashMap::new();
     let mut unheard = 0_u32;
     let mut doubt = None;
@@ -46,18 +45,24 @@ pub(super) async fn site(shared: Arc<Shared>, setup: SiteSetup) {
         let looked = Instant::now();
         let (slow, idle) = (jittered(shared.settings.list_slow), jittered(IDLE));
         loop {
-            let _ = changes.borrow_and_update();
-            let watched = shared.book().watched(&setup.site.name);
-            let every = match (watched.moving, watched.attempts.is_empty()) {
-                (true, _) if unheard < HAMMER_AT_MOST => shared.settings.list_fast,
-                (_, false) => slow,
-                (_, true) => idle,
+            let every = match shared.book().need(&setup.site.name) {
+                Need::Moving if unheard < HAMMER_AT_MOST => shared.settings.list_fast,
+                Need::Moving | Need::Calm => slow,
+                Need::Idle => idle,
             };
             tokio::select! {
                 () = tokio::time::sleep_until(looked + every) => break,
-                Ok(()) = changes.changed() => {}
+                () = told_to_look(&shared, &setup) => {}
             }
         }
+    }
+}
+
+/// Returns when something changed at this site since the last look that was asked for.
+async fn told_to_look(shared: &Shared, setup: &SiteSetup) {
+    match shared.looks.get(&setup.site.name) {
+        Some(look) => look.notified().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -83,7 +88,7 @@ async fn look(
     setup: &SiteSetup,
     orphans: &mut HashMap<Attempt, Instant>,
 ) -> Result<(), String> {
-    let watched = shared.book().watched(&setup.site.name).attempts;
+    let watched = shared.book().watched(&setup.site.name);
     let asked = clock::now();
     shared.sites.asks(&setup.site.name, Query::List);
     let listed = match timeout(LIST_WITHIN, setup.backend.list()).await {

@@ -198,7 +198,7 @@ impl House {
 
 fn setup(name: &str, backend: &FakeBackend, limits: Limits, reach: Reach) -> SiteSetup {
     SiteSetup {
-        site: Site {
+        site: Arc::new(Site {
             name: SiteName::parse(name).unwrap(),
             title: name.to_owned(),
             labels: BTreeMap::new(),
@@ -209,7 +209,7 @@ fn setup(name: &str, backend: &FakeBackend, limits: Limits, reach: Reach) -> Sit
             access: Access::Everyone,
             home: Home::Kept,
             preference: if name == "here" { 10 } else { 0 },
-        },
+        }),
         backend: backend.shared(),
         listen_on: ListenOn::UnixSocket,
         absence_limit_s: None,
