@@ -93,7 +93,7 @@ pub struct ServerView {
     pub url: Option<String>,
     /// How and why the last run ended, when it ended.
     pub end: Option<EndView>,
-    /// What placement said of each site for this run.
+    /// What placement said of the sites for this run, best first; of the best twenty where there are more.
     pub verdicts: Vec<VerdictView>,
     /// When this run was asked for.
     pub requested_at: Option<String>,

@@ -210,6 +210,8 @@ const STOP_TAKEN_WITHIN: Duration = Duration::from_secs(5);
 const FORGET_WITHIN: Duration = Duration::from_secs(60);
 /// Drivers have this long to let go when the service stops.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+/// Verdicts that are kept with a run, and sites that it tries at most: what no user reads is not carried in every event.
+const VERDICTS_KEPT: usize = 20;
 /// What the user reads when the Hub asked for the end.
 const STOPPED: &str = "the server was stopped on request";
 
@@ -350,7 +352,7 @@ impl Spawner {
         let now = clock::now();
         let id = RunId::after(last, now.0, rand::random());
         let key = order.request.key.clone();
-        let verdicts = {
+        let mut verdicts = {
             let mut book = shared.book();
             let verdicts = book.verdicts(&order.request, &shared.sites, &shared.settings.policy);
             match verdicts.first() {
@@ -360,6 +362,9 @@ impl Spawner {
             verdicts
         };
         let reserved = Reserved { shared, run: id };
+        let sites_left_out = verdicts.len().saturating_sub(VERDICTS_KEPT);
+        verdicts.truncate(VERDICTS_KEPT);
+        verdicts.shrink_to_fit(); // what was cut off would be held for as long as the run lives
         let walltime_s = u64::from(order.request.resources.walltime_min) * 60;
         let mut run = Run::requested(id, record::plan(&verdicts), walltime_s, now);
         let effects = run.step(Event::Tick, now, &shared.settings.deadlines);
@@ -377,6 +382,7 @@ impl Spawner {
             spawn_id: order.spawn_id,
             prefix: order.prefix,
             verdicts,
+            sites_left_out,
             usage: None,
             warnings: Vec::new(),
             jobs: Vec::new(),

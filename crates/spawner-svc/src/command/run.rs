@@ -91,6 +91,9 @@ fn sites(out: &mut String, story: &Story) {
         let fits = if verdict.fits { "can take it" } else { "cannot" };
         let _ = writeln!(out, "  {} ({fits}): {}", verdict.site, plain(&verdict.sentence));
     }
+    if story.sites_left_out > 0 {
+        let _ = writeln!(out, "  and {} behind these, of which nothing is kept", story.sites_left_out);
+    }
 }
 
 fn attempts(out: &mut String, story: &Story) {
@@ -208,7 +211,8 @@ fn in_json(story: &Story) -> serde_json::Value {
         "server": view.key.server.to_string(), "state": run.state, "life": view.life, "message": view.message,
         "requested_at": stamp(run.requested_at), "since": stamp(run.since), "walltime_s": run.walltime_s,
         "launched_at": run.launched_at.map(stamp), "ready_at": run.ready_at.map(stamp),
-        "sites": verdicts.collect::<Vec<_>>(), "attempts": attempts.collect::<Vec<_>>(),
+        "sites": verdicts.collect::<Vec<_>>(), "sites_left_out": story.sites_left_out,
+        "attempts": attempts.collect::<Vec<_>>(),
         "agent": story.agent.as_ref().map(|agent| json!({
             "attempt": agent.attempt, "host": agent.host, "version": agent.version,
             "first": stamp(agent.first), "last": stamp(agent.last),

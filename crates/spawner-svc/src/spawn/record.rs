@@ -18,6 +18,9 @@ pub(super) struct Record {
     pub(super) spawn_id: String,
     pub(super) prefix: String,
     pub(super) verdicts: Vec<Verdict>,
+    /// Sites behind those, whose verdicts are not kept.
+    #[serde(default)]
+    pub(super) sites_left_out: usize,
     /// Empty in what an older version wrote.
     #[serde(default)]
     pub(super) diary: Diary,

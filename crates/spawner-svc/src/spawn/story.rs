@@ -20,8 +20,10 @@ pub struct Story {
     pub diary: Diary,
     /// The last agent that was heard, when one was.
     pub agent: Option<AgentSeen>,
-    /// What placement said of each site.
+    /// What placement said of the sites, best first.
     pub verdicts: Vec<Verdict>,
+    /// Sites behind those, whose verdicts are not kept.
+    pub sites_left_out: usize,
     /// What batch systems call its jobs, by attempt.
     pub jobs: Vec<(u32, String)>,
     /// True once nothing is left of it at any site.
@@ -39,6 +41,7 @@ impl Story {
             diary: record.diary,
             agent: record.agent,
             verdicts: record.verdicts,
+            sites_left_out: record.sites_left_out,
             jobs: row.attempts.iter().filter_map(job).collect(),
             settled: row.settled,
         })

@@ -31,7 +31,7 @@ pub struct RunView {
     pub predicted_wait_s: Option<u32>,
     /// How and why it ended, when it did.
     pub end: Option<End>,
-    /// What placement said of each site, best first. The chosen one is `site`.
+    /// What placement said of the sites, best first; of the best twenty where there are more. The chosen one is `site`.
     pub verdicts: Vec<Verdict>,
     /// When it was asked for.
     pub requested_at: Moment,

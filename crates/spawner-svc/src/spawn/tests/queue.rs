@@ -138,6 +138,23 @@ async fn the_place_in_the_queue_is_told() {
 }
 
 #[tokio::test]
+async fn of_many_sites_the_best_twenty_are_kept_with_a_run_and_a_refusal_tells_of_all() {
+    let backend = FakeBackend::queueing();
+    let names: Vec<&'static str> = (0..30).map(|n| &*format!("site-{n:02}").leak()).collect();
+    let small = Limits { memory_mb: Some(256), ..Limits::default() };
+    let mut plan = Plan::with(&[]);
+    plan.sites = names.iter().map(|name| (*name, backend.clone(), Limits::default())).collect();
+    let house = House::build(plan.clone()).await;
+    assert_eq!(house.start("ada").await.view.verdicts.len(), 20);
+    let house = house.crash().await;
+    assert_eq!(house.reaches("ada", State::Queued).await.verdicts.len(), 20);
+    plan.sites.iter_mut().for_each(|(_, _, limits)| *limits = small.clone());
+    let house = House::build(plan).await;
+    let refused = house.try_start("bob", "one").await.unwrap_err();
+    assert!(matches!(refused, StartError::NoSite { verdicts } if verdicts.len() == 30));
+}
+
+#[tokio::test]
 async fn a_crash_in_the_queue_submits_nothing_twice() {
     let backend = FakeBackend::queueing();
     let house = House::with(&backend).await;
