@@ -36,8 +36,11 @@ use tell::{Before, Doubts};
 
 /// Messages that may wait for a driver. Lists leave room for what comes only once.
 pub(super) const MAILBOX: usize = 256;
-/// Changes that ask for nothing (a place in the queue) are written down no more often than this.
-const SOFT_EVERY: Duration = Duration::from_secs(1);
+/// Changes that ask for nothing (a place in the queue) are written down and told within this time, with all that came
+/// since: of somebody far behind within the longer one.
+const SOFT_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The part of a wait after which it is told anew.
+const SOFT_PART: u32 = 20;
 /// Before a change is written down again that the store did not take.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -311,14 +314,14 @@ impl Driver {
         let soft_due = self.soft.is_some_and(|due| Instant::now() >= due);
         // Written down is told: whoever hears that a server is ready asks the relay at once.
         self.route(&view);
-        if hard || soft_due {
+        let waits = told && !hard && !soft_due;
+        if waits {
+            let due = Instant::now() + soft_after(view.queue_position, view.predicted_wait_s);
+            self.soft = Some(self.soft.map_or(due, |soft| soft.min(due)));
+        } else if hard || soft_due {
             self.write_down(&view, told, &effects).await;
-        } else if told && self.soft.is_none() {
-            self.soft = Some(Instant::now() + SOFT_EVERY);
         }
-        if hard || soft_due || !told {
-            self.show(view);
-        }
+        self.show(if waits { before } else { Arc::new(view) });
         for stop in self.stops.drain(..) {
             let _ = stop.send(()); // the asker may have gone
         }
@@ -350,8 +353,8 @@ impl Driver {
         }
     }
 
-    fn show(&mut self, view: RunView) {
-        let view = Arc::new(view);
+    /// Enters the run as it stands, and what is to be seen of it: what is told later is seen later.
+    fn show(&mut self, view: Arc<RunView>) {
         let run = &self.record.run;
         let left = run.tries.iter().filter(|attempt| !attempt.cleaned);
         let watched: Vec<(u32, SiteName)> =
@@ -524,5 +527,26 @@ impl Driver {
 
     fn deadlines(&self) -> &Deadlines {
         &self.shared.settings.deadlines
+    }
+}
+
+/// How long a change in the queue may wait to be told: a part of what is still to be waited, a place counted as a second.
+/// A thousand who wait for hours, each with a prediction that counts down, are not written down every few seconds; who
+/// comes to the front meanwhile is told at the pace of the front.
+fn soft_after(position: Option<u32>, wait_s: Option<u32>) -> Duration {
+    let still = u64::from(position.max(wait_s).unwrap_or_default());
+    (Duration::from_secs(still) / SOFT_PART).clamp(SOFT_AFTER.0, SOFT_AFTER.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_next_hears_it_at_once_and_who_waits_for_hours_now_and_then() {
+        let after = |position, wait_s| soft_after(position, wait_s).as_secs();
+        assert_eq!((after(None, None), after(Some(1), Some(15)), after(Some(12), None)), (1, 1, 1));
+        assert_eq!((after(Some(3), Some(200)), after(Some(400), Some(200))), (10, 20));
+        assert_eq!((after(Some(3), Some(86_400)), after(Some(10_000), None)), (60, 60));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use glidepath_domain::backend::{Backend as _, JobLabel, JobSpec};
+use glidepath_domain::backend::{Backend as _, JobLabel, JobSpec, JobState};
 use glidepath_domain::names::RunId;
 use glidepath_domain::run::{EndReason, Life, State};
 use glidepath_domain::site::Limits;
@@ -135,6 +135,25 @@ async fn the_place_in_the_queue_is_told() {
         view.queue_position == Some(2) && view.message.contains("number 2 in the queue")
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_was_far_behind_and_comes_to_the_front_hears_it_soon() {
+    let backend = FakeBackend::queueing();
+    let house = House::with(&backend).await;
+    house.start("ada").await;
+    house.reaches("ada", State::Queued).await;
+    let at = backend.attempts()[0];
+    let stands = |place, wait_s| {
+        backend.set_state(at, JobState::Queued { position: Some(place), predicted_wait_s: Some(wait_s) });
+    };
+    until(LONG, "the first place is told", || async { house.view("ada").queue_position == Some(1) }).await;
+    stands(5000, 80_000);
+    let heard = backend.lists();
+    until(LONG, "the far place is known", || async { backend.lists() > heard + 2 }).await;
+    assert_ne!(house.view("ada").queue_position, Some(5000), "what is far is told later");
+    stands(2, 40);
+    until(LONG, "the near place is told", || async { house.view("ada").queue_position == Some(2) }).await;
 }
 
 #[tokio::test]
