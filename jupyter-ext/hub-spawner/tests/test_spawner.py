@@ -14,7 +14,7 @@ from tornado import web
 
 from conftest import make_spawner, until
 from jupyterhub_glidepath import spawner as module
-from jupyterhub_glidepath.client import Refused
+from jupyterhub_glidepath.client import Refused, Unreachable
 from jupyterhub_glidepath.refusal import SpawnException
 
 KEY = "hub.ada."
@@ -41,6 +41,37 @@ async def test_a_start_waits_through_the_queue_and_returns_the_relays_url(spawne
     await service.ready(KEY)
     assert await starting == service.url
     assert await spawner.poll() is None
+
+
+async def test_a_start_that_waits_asks_nothing_while_the_events_are_heard(spawner, service, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.05)
+    starting = asyncio.create_task(spawner.start())
+    await until(lambda: KEY in service.servers and spawner.connection().feed.silent_for_s == 0)
+    await asyncio.sleep(0.5)  # a look from before the stream was open
+    asked = len(service.asked)
+    await asyncio.sleep(0.5)
+    assert service.asked[asked:] == []
+    monkeypatch.setattr(module, "LOOK_SELDOM_S", 0.3)
+    await until(lambda: len(service.asked) > asked)  # an event may be missed all the same
+    await service.ready(KEY)
+    assert await starting == service.url
+
+
+async def test_a_start_that_waits_looks_by_itself_once_the_events_are_lost(spawner, service, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.05)
+    starting = asyncio.create_task(spawner.start())
+    feed = spawner.connection().feed
+    await until(lambda: KEY in service.servers and feed.silent_for_s == 0)
+
+    async def lost() -> None:
+        raise Unreachable("the events are lost")
+
+    monkeypatch.setattr(feed, "_listen", lost)
+    await service.down()
+    await service.up()
+    await until(lambda: feed.silent_for_s > 0)
+    await service.ready(KEY)
+    assert await starting == service.url
 
 
 async def test_a_start_hands_over_what_the_server_needs_and_no_more(spawner, service):

@@ -34,8 +34,10 @@ from jupyterhub_glidepath.wire import ServerView, Started
 
 #: At start-up a first look at the service may take so long before "unknown" is said.
 FIRST_LOOK_S = 5.0
-#: How often a wait looks again by itself, whatever the event stream says.
+#: How often a wait looks again by itself while the event stream is not heard.
 LOOK_AGAIN_S = 20.0
+#: The same while it is: a thousand that wait in a queue ask nothing that the stream tells.
+LOOK_SELDOM_S = 300.0
 #: Between two tries of a call that found nobody: the first, and the most.
 RETRY_FIRST_S = 0.25
 RETRY_MOST_S = 5.0
@@ -271,6 +273,7 @@ class GlidepathSpawner(GlidepathSettings, Spawner):
         self._run = view.run or ""
         if started.adopted is not None:
             self._adopt(started.adopted.hub_token)
+        looked = time.monotonic()
         while True:
             if view.over or (view.run or "") > self._run:
                 raise refusal_of_end(view)
@@ -278,6 +281,10 @@ class GlidepathSpawner(GlidepathSettings, Spawner):
                 return view.url
             seen = await connection.feed.changed(self._key, view, LOOK_AGAIN_S)
             if seen is view or seen is None:
+                # The stream may be lost at any time of the wait, so that is asked each time and not once before it.
+                if not connection.feed.silent_for_s and time.monotonic() - looked < LOOK_SELDOM_S:
+                    continue
+                looked = time.monotonic()
                 try:
                     seen = connection.feed.take(await connection.client.view(self._key))
                 except (Unreachable, Refused) as error:
