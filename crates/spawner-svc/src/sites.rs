@@ -316,27 +316,14 @@ pub fn jittered(time: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use glidepath_domain::site::{Access, Home, Limits, Reach};
     use glidepath_testkit::backend::FakeBackend;
+    use glidepath_testkit::site::site;
 
     use super::*;
 
     fn setup(name: &str, backend: &FakeBackend) -> SiteSetup {
         SiteSetup {
-            site: Arc::new(Site {
-                name: SiteName::parse(name).unwrap(),
-                title: name.to_owned(),
-                labels: BTreeMap::new(),
-                reach: Reach::Tunnel,
-                limits: Limits::default(),
-                archs: vec![],
-                gpus: vec![],
-                access: Access::Everyone,
-                home: Home::Kept,
-                preference: 0,
-            }),
+            site: Arc::new(site(SiteName::parse(name).unwrap())),
             backend: backend.shared(),
             listen_on: ListenOn::UnixSocket,
             absence_limit_s: None,

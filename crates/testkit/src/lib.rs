@@ -8,4 +8,5 @@ pub mod corpus;
 pub mod log;
 pub mod postgres;
 pub mod readers;
+pub mod site;
 pub mod wait;

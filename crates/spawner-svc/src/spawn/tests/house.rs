@@ -16,8 +16,9 @@ use glidepath_domain::names::{
 use glidepath_domain::request::SpawnRequest;
 use glidepath_domain::resources::{Gpus, Resources};
 use glidepath_domain::run::{Deadlines, State};
-use glidepath_domain::site::{Access, Home, Limits, Reach, Site};
+use glidepath_domain::site::{Limits, Reach, Site};
 use glidepath_testkit::backend::FakeBackend;
+use glidepath_testkit::site::site;
 use glidepath_testkit::wait::until_some;
 use glidepath_tunnel::dial::{self, DialConfig, DialEnd};
 use glidepath_tunnel::home::{Gate, HomeConfig, HomeEnd};
@@ -199,16 +200,10 @@ impl House {
 fn setup(name: &str, backend: &FakeBackend, limits: Limits, reach: Reach) -> SiteSetup {
     SiteSetup {
         site: Arc::new(Site {
-            name: SiteName::parse(name).unwrap(),
-            title: name.to_owned(),
-            labels: BTreeMap::new(),
             reach,
             limits,
-            archs: vec![],
-            gpus: vec![],
-            access: Access::Everyone,
-            home: Home::Kept,
             preference: if name == "here" { 10 } else { 0 },
+            ..site(SiteName::parse(name).unwrap())
         }),
         backend: backend.shared(),
         listen_on: ListenOn::UnixSocket,
