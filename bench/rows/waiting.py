@@ -23,8 +23,8 @@ from waiting import eventually
 
 SERVERS = 1000
 AT_ONCE = 16
-#: After the last of them came to where it stays.
-SETTLE_S = 15
+#: After the last of them came to where it stays: for a minute a site is looked at more often.
+SETTLE_S = 65
 #: So that what the Hub does every half minute is in it.
 WATCHED_S = 60
 ALL_WITHIN_S = 1800
