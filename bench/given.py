@@ -56,6 +56,12 @@ class Bench:
         return self.programs / "examples" / "light_server"
 
     @cached_property
+    def place(self) -> Path:
+        """The service's life cycle with batch systems made of memory."""
+        self._build("--package", "glidepath-spawner-svc", "--example", "place")
+        return self.programs / "examples" / "place"
+
+    @cached_property
     def hub(self) -> str:
         """The version of the Hub whose environment holds the wheel of the release, built when a row first asks."""
         subprocess.run(["scripts/build", "release", HUB], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
