@@ -12,6 +12,7 @@ use glidepath_testkit::wait::{holds, until};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::house::{House, LONG, Plan, attempt, hub, key, order};
+use crate::spawn::story::Story;
 use crate::spawn::{StartError, StopError};
 
 #[tokio::test]
@@ -164,7 +165,10 @@ async fn of_many_sites_the_best_twenty_are_kept_with_a_run_and_a_refusal_tells_o
     let mut plan = Plan::with(&[]);
     plan.sites = names.iter().map(|name| (*name, backend.clone(), Limits::default())).collect();
     let house = House::build(plan.clone()).await;
-    assert_eq!(house.start("ada").await.view.verdicts.len(), 20);
+    let run = house.start("ada").await.view;
+    assert_eq!(run.verdicts.len(), 20);
+    let row = house.store.unsettled_run(run.run).await.unwrap().unwrap();
+    assert_eq!(Story::read(&row).unwrap().sites_left_out, 10);
     let house = house.crash().await;
     assert_eq!(house.reaches("ada", State::Queued).await.verdicts.len(), 20);
     plan.sites.iter_mut().for_each(|(_, _, limits)| *limits = small.clone());
