@@ -11,7 +11,7 @@ ROW ?=
 REPS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e acceptance flood fuzz churn load soak bench bench-guard fmt wheel deny lock clean
+.PHONY: help demo test check e2e acceptance flood fuzz churn load soak bench bench-guard bench-flame fmt wheel deny lock clean
 
 help: ## Shows this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench: ## Measures everything beside its rivals, REPS=3 times; ROW= link, wide, 
 
 bench-guard: ## Fails when the link has become slower beside relays that only copy, by more than a noisy machine explains
 	@scripts/bench --row guard --reps "$(REPS)"
+
+bench-flame: ## Draws where the link's time goes, into bench/results/flame-*.svg
+	@scripts/bench --flame
 
 fmt: ## Formats Rust and Python
 	@scripts/setup check && . ./.paths && cargo fmt && "$$GLIDEPATH_TOOLS/bin/ruff" format . && "$$GLIDEPATH_TOOLS/bin/ruff" check --fix-only --quiet .
