@@ -40,6 +40,10 @@ const ACK_BYTES: u64 = 8 * 1024;
 const HEADROOM_BYTES: u64 = 64 * 1024;
 /// Lanes remembered after their end.
 const MAX_GONE: usize = 128;
+/// With so many good lanes all that is small goes over two of them.
+const COPIED_FROM_LANES: usize = 4;
+/// What waits for the second of them. More is not copied: that lane does not get rid of it.
+const MAX_COPIED_BYTES: usize = 64 * 1024;
 
 /// Why a session is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +84,8 @@ pub(crate) struct Core {
     pub(crate) lanes_ever: u64,
     pub(crate) resumes: u64,
     records: Vec<Record>,
+    /// Small frames that went over the first lane and go over the second one, too.
+    copies: BytesMut,
 }
 
 impl Core {
@@ -99,6 +105,7 @@ impl Core {
             lanes_ever: 0,
             resumes: 0,
             records: Vec::new(),
+            copies: BytesMut::new(),
         }
     }
 
@@ -392,6 +399,10 @@ impl Core {
     pub(crate) fn transmit(&mut self, id: u64, now: Instant, out: &mut BytesMut, waker: &Waker) -> bool {
         let express = self.express_lane();
         let good = self.good_lanes();
+        let second = self.second_lane(good);
+        if second.is_none() {
+            self.copies = BytesMut::new();
+        }
         let ping_due = self.lanes.get(&id).is_some_and(|lane| now >= self.ping_at(lane));
         let Some(lane) = self.lanes.get_mut(&id) else { return false };
         let start = out.len();
@@ -421,6 +432,7 @@ impl Core {
             let sparse_room = (bound + HEADROOM_BYTES).saturating_sub(in_flight);
             let bulk_room = bound.saturating_sub(in_flight).min(lane.pace.message_bytes());
             if express == Some(id) {
+                let small = out.len();
                 for (lane, gone) in self.gone.iter_mut().filter(|(_, gone)| gone.tell) {
                     gone.tell = false;
                     frame::put_numbers(out, frame::LANE_GONE, &[*lane, gone.received]);
@@ -430,8 +442,15 @@ impl Core {
                 if sparse_room > 0 {
                     self.mux.fill_sparse(out, &mut self.records, sparse_room, now);
                 }
+                if second.is_some() && self.copies.len() + out.len() - small <= MAX_COPIED_BYTES {
+                    self.copies.extend_from_slice(&out[small..]);
+                    self.mux.wants_lane |= !self.copies.is_empty();
+                }
             }
-            if (good <= 1 || express != Some(id)) && bulk_room > 0 {
+            if second == Some(id) {
+                // Not recorded: it is the first lane that has to bring it.
+                out.extend_from_slice(&std::mem::take(&mut self.copies));
+            } else if (good <= 1 || express != Some(id)) && bulk_room > 0 {
                 self.mux.fill_bulk(out, &mut self.records, bulk_room, now);
             }
         }
@@ -476,6 +495,13 @@ impl Core {
     fn express_lane(&self) -> Option<u64> {
         let good = self.lanes.iter().find(|(_, lane)| lane.health == Health::Good);
         good.or_else(|| self.lanes.first_key_value()).map(|(id, _)| *id)
+    }
+
+    /// The lane that carries all that is small once more, and no bulk. A link has so many lanes only where a single
+    /// one carries less, because segments are lost: what waits behind a lost one on the first lane comes by this.
+    fn second_lane(&self, good: usize) -> Option<u64> {
+        let mut eldest = self.lanes.iter().filter(|(_, lane)| lane.health == Health::Good);
+        if good >= COPIED_FROM_LANES { eldest.nth(1).map(|(id, _)| *id) } else { None }
     }
 
     /// Bytes on their way on a lane and the bound on them.

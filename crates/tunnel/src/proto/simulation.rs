@@ -172,6 +172,51 @@ fn with_two_lanes_bulk_keeps_off_the_one_that_small_streams_use() {
 }
 
 #[test]
+fn with_four_lanes_what_is_small_comes_by_the_second_while_the_first_is_late() {
+    for (lanes, comes) in [(3, false), (4, true)] {
+        let mut world = World::new();
+        world.add_lane(Duration::from_millis(500));
+        for _ in 1..lanes {
+            world.add_lane(Duration::from_millis(5));
+        }
+        let (small, bulk) = (world.open(0).unwrap(), world.open(0).unwrap());
+        world.pass(Duration::from_secs(2));
+        world.write(0, bulk, 128 * 1024);
+        world.write(0, small, 100);
+        world.pass(Duration::from_millis(7));
+        world.read(1, small, 1000);
+        assert_eq!(world.handles[1][&small].read, if comes { 100 } else { 0 }, "{lanes} lanes");
+        world.finish_all();
+        let [sender, receiver] = &world.ends;
+        assert_eq!(
+            (receiver.mux.bytes_in, sender.mux.bytes_repeated),
+            (128 * 1024 + 100, 0),
+            "each byte counts once"
+        );
+    }
+}
+
+#[test]
+fn the_second_lane_of_four_carries_no_bulk() {
+    let mut world = World::new();
+    for _ in 0..4 {
+        world.add_lane(Duration::from_millis(5));
+    }
+    let bulk = world.open(0).unwrap();
+    world.pass(Duration::from_secs(1));
+    let mut carried = [false; 4];
+    for _ in 0..100 {
+        world.write(0, bulk, 64 * 1024);
+        world.pass(Duration::from_millis(1));
+        world.read(1, bulk, 1 << 20);
+        for lane in 0..4 {
+            carried[lane as usize] |= world.ends[0].in_flight(lane).0 > 0;
+        }
+    }
+    assert_eq!(carried, [false, false, true, true]);
+}
+
+#[test]
 fn a_fast_reader_is_granted_a_wider_window_and_all_windows_stay_in_their_pool() {
     let mut world = World::new();
     world.add_lane(Duration::from_millis(50));
