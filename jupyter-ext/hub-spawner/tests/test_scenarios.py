@@ -75,7 +75,7 @@ async def test_a_poll_tells_alive_until_the_end_and_then_how_it_ended(new_spawne
     spawner = new_spawner("sh", "-c", "sleep 1; exit 3")
     assert await new_spawner().poll() == 0, "nothing was started yet"
     starting = asyncio.create_task(spawner.start())
-    await until(lambda: spawner.get_state())
+    await until(lambda: "run" in spawner.get_state())  # from here on the service knows of it
     assert await spawner.poll() is None, "on its way"
     assert await new_spawner().poll() is None, "also to a Hub that knows nothing of it"
     with pytest.raises(web.HTTPError):
