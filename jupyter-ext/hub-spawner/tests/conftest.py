@@ -34,6 +34,7 @@ async def service() -> AsyncIterator[FakeService]:
     yield service
     await close_all()
     await service.down()
+    service.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +15,11 @@ class FakeService:
 
     def __init__(self, secret: str) -> None:
         self.secret = secret
-        self.port = 0
+        # Bound and never listened at: refused while the service is away, and nobody else's.
+        self._kept = socket.socket()
+        self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._kept.bind(("127.0.0.1", 0))
+        self.port = int(self._kept.getsockname()[1])
         self.servers: dict[str, dict[str, Any]] = {}
         self.bodies: list[dict[str, Any]] = []
         self.asked: list[str] = []
@@ -52,9 +57,8 @@ class FakeService:
         app.router.add_get("/user/{rest:.*}", self._relay)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
     async def down(self) -> None:
         """Away, as after a kill: connections cut, the port kept for :meth:`up`."""
@@ -63,6 +67,10 @@ class FakeService:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    def close(self) -> None:
+        """Lets go of the port."""
+        self._kept.close()
 
     async def set(self, key: str, **fields: Any) -> dict[str, Any]:
         """Changes a server and tells everybody."""
