@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 Found = TypeVar("Found")
+#: Each has ports of its own.
+WORKERS_MOST = 8
+_given: set[int] = set()
 
 
 class NotInTime(AssertionError):
@@ -43,15 +46,20 @@ def stays(what: str, look: Callable[[], object], for_s: float, every_s: float = 
 
 
 def free_port() -> int:
-    """A port below those that the kernel hands out by itself, so that it is still free when its program binds it."""
+    """A port below those that the kernel hands out by itself, given once and by one worker alone, so that it is still
+    free when its program binds it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(200):
-        port = random.randrange(18_000, 30_000)
+        port = random.randrange(18_000 + worker % WORKERS_MOST, 30_000, WORKERS_MOST)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise NotInTime("no free port found")
 

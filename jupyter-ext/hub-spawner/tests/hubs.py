@@ -18,6 +18,8 @@ import aiohttp
 
 HERE = Path(__file__).parent
 TOKEN = "test-token-0123456789abcdef"
+#: Until the end of this process.
+_held: list[socket.socket] = []
 
 
 class Hub:
@@ -133,13 +135,16 @@ class Hub:
 
 
 def free_port() -> int:
-    """Below those that the kernel hands out by itself, so that it is still free when the Hub binds it."""
+    """Below those that the kernel hands out by itself, and held, so that it is still free when the Hub binds it: who
+    asks for an address to be used again may bind it beside us, and the next who looks for a free one may not."""
     while True:
-        port = random.randrange(18_000, 30_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+        port, held = random.randrange(18_000, 30_000), socket.socket()
+        with contextlib.suppress(OSError):
+            held.bind(("127.0.0.1", port))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _held.append(held)
             return port
+        held.close()
 
 
 def _write_package_info(folder: Path) -> None:
