@@ -205,7 +205,7 @@ async fn stopping_lets_requests_finish_and_closes_the_rest() {
         .await;
     switched.until("X").await;
     slow.send("GET /user/ada/slow HTTP/1.1\r\nHost: h\r\n\r\n").await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::timeout(crate::house::SOON, server.seen.asked.notified()).await.expect("it is under way");
     house.stop.cancel();
     let before = Instant::now();
     assert_eq!(idle.rest().await, "");

@@ -70,6 +70,8 @@ pub(crate) struct Seen {
     pub(crate) abandoned: AtomicUsize,
     /// Lets `/stream` go on.
     pub(crate) go: Notify,
+    /// `/slow` has been asked for.
+    pub(crate) asked: Notify,
 }
 
 /// An HTTP server on a unix socket.
@@ -128,6 +130,7 @@ async fn answer(seen: Arc<Seen>, mut request: Request<Incoming>) -> Result<Respo
         "stream" => *response.body_mut() = stream(seen),
         "never" => std::future::pending().await,
         "slow" => {
+            seen.asked.notify_one();
             tokio::time::sleep(Duration::from_millis(700)).await;
             *response.body_mut() = text("at last".to_owned());
         }
