@@ -88,3 +88,29 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gulp<IO> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_for_little_gets_all_of_it_from_few_reads_and_nothing_is_held_then() {
+        let sent: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        far.write_all(&sent).await.unwrap();
+        let mut gulp = Gulp::new(near);
+        let mut got = vec![0; 1000];
+        gulp.read_exact(&mut got).await.unwrap();
+        assert_eq!(gulp.held.len(), GULP_BYTES - 1000, "one read brought more than was asked for");
+        got.resize(sent.len(), 0);
+        for piece in got[1000..].chunks_mut(777) {
+            gulp.read_exact(piece).await.unwrap();
+        }
+        assert!(got == sent);
+        assert_eq!(gulp.held.capacity(), 0, "an idle connection holds a buffer");
+        drop(far);
+        assert_eq!(gulp.read(&mut got).await.unwrap(), 0);
+    }
+}
