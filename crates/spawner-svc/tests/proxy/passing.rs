@@ -142,6 +142,27 @@ both_ways! {
         assert_eq!(client.rest().await, "goodbye");
     }
 
+    async fn what_a_server_says_along_with_its_101_comes_first(reach) {
+        let server = Scripted::acting(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello ",
+            |mut stream| {
+                Box::pin(async move {
+                    let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"again").await;
+                })
+            },
+        );
+        let house = House::with(reach, server.socket.clone()).await;
+        let mut client = house.client().await;
+        client
+            .send(
+                "GET /user/ada/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Key: x\r\n\r\n",
+            )
+            .await;
+        client.until("\r\n\r\n").await;
+        client.until("hello again").await;
+    }
+
     async fn a_client_that_half_closes_gets_its_answer(reach) {
         let server = Server::start();
         let house = House::with(reach, server.socket.clone()).await;
